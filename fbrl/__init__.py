@@ -1,0 +1,1 @@
+"""Feedback memory for Stable-Baselines3."""

@@ -1,0 +1,1 @@
+"""The recurrent networks between the encoder and the heads."""
