@@ -1,0 +1,92 @@
+"""Rollout buffers that hand out whole sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from torch import Tensor
+
+from fbrl.cores.core import State
+from fbrl.policy import Sequences
+
+
+class SequenceRolloutBuffer(RolloutBuffer):
+    """Stable-Baselines3's rollout buffer, cut into sequences of ``seq_len`` steps.
+
+    A minibatch holds ``batch_size // seq_len`` sequences drawn at random; its ``observations`` are
+    ``Sequences`` and everything else is flattened to (B*T,). Sequences run through the ends of
+    episodes: there is no padding and no mask. Of the core's states only those before the first step of
+    each sequence are kept.
+
+    Args:
+        *args, **kwargs: as in Stable-Baselines3.
+        seq_len: T, in steps; divides the number of steps of a rollout.
+    """
+
+    def __init__(self, *args: Any, seq_len: int, **kwargs: Any) -> None:
+        self.seq_len = seq_len
+        super().__init__(*args, **kwargs)
+
+    def reset(self) -> None:
+        """Empties the buffer."""
+        super().reset()
+        self.states: list[State] = []  # before each sequence's first step, tensors (n_envs, ...)
+
+    def add(self, *args: Any, state: State, **kwargs: Any) -> None:
+        """Adds one step of every environment; ``state`` is the core's before that step, tensors (n_envs, ...)."""
+        if self.pos % self.seq_len == 0:
+            self.states.append(state)
+        super().add(*args, **kwargs)
+
+    def get(self, batch_size: int | None = None) -> Iterator[Any]:  # type: ignore[override]
+        """Minibatches of whole sequences, in random order; ``None`` yields everything at once.
+
+        Follows ``RolloutBuffer.get`` of Stable-Baselines3 2.9.2, except that what is shuffled are sequences.
+        """
+        assert self.full, "the rollout buffer is not full"
+        self._flatten()
+        n_sequences = self.n_envs * self.buffer_size // self.seq_len
+        per_batch = n_sequences if batch_size is None else batch_size // self.seq_len
+        order = np.random.permutation(n_sequences)
+        for first in range(0, n_sequences, per_batch):
+            sequences = order[first : first + per_batch]
+            steps = (sequences[:, None] * self.seq_len + np.arange(self.seq_len)).ravel()
+            samples = self._get_samples(steps)
+            yield samples._replace(observations=self._sequences(samples.observations, sequences, steps))
+
+    def _flatten(self) -> None:
+        """Turns the arrays (n_steps, n_envs, ...) into (n_envs * n_steps, ...) once: sequences become contiguous."""
+        if self.generator_ready:
+            return
+        if isinstance(self.observations, dict):
+            self.observations = {key: self.swap_and_flatten(value) for key, value in self.observations.items()}
+        else:
+            self.observations = self.swap_and_flatten(self.observations)
+        for name in ("actions", "values", "log_probs", "advantages", "returns", "episode_starts"):
+            setattr(self, name, self.swap_and_flatten(getattr(self, name)))
+        # (sequences of an environment, n_envs, ...) -> one row a sequence, in the order of the steps
+        self.sequence_states = tuple(torch.stack(part, dim=1).flatten(0, 1) for part in zip(*self.states, strict=True))
+        self.generator_ready = True
+
+    def _sequences(self, observations: Any, sequences: np.ndarray[Any, Any], steps: np.ndarray[Any, Any]) -> Sequences:
+        """Flat samples (B*T, ...) as the policy takes them: (B, T, ...)."""
+        shape = (len(sequences), self.seq_len)
+
+        def unflatten(tensor: Tensor) -> Tensor:
+            return tensor.unflatten(0, shape)
+
+        if isinstance(observations, dict):
+            observations = {key: unflatten(value) for key, value in observations.items()}
+        else:
+            observations = unflatten(observations)
+        starts = unflatten(self.to_torch(self.episode_starts[steps].ravel()).bool())
+        rows = torch.as_tensor(sequences, device=self.device)
+        return Sequences(observations, starts, tuple(part[rows] for part in self.sequence_states))
+
+
+class SequenceDictRolloutBuffer(SequenceRolloutBuffer, DictRolloutBuffer):
+    """``SequenceRolloutBuffer`` for Dict observations."""

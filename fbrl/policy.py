@@ -1,0 +1,244 @@
+"""The recurrent actor-critic policy: encoder -> core -> heads, with the core's state passed in and handed back."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import CombinedExtractor, MlpExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor, nn
+
+from fbrl.cores.core import Core, State
+from fbrl.cores.feedback import FeedbackTransformer as FastFeedbackTransformer
+from fbrl.encoders import MiniGridEncoder, is_minigrid_space
+
+Observation = np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]
+
+
+class Sequences(NamedTuple):
+    """B sequences of T time steps, as ``evaluate_actions`` takes them in the place of observations."""
+
+    observations: PyTorchObs  # (B, T, ...), or a dict of them
+    episode_starts: Tensor  # (B, T) bool
+    state: State  # the core's state before the first step, tensors (B, ...)
+
+
+class MemoryPolicy(ActorCriticPolicy):
+    """Stable-Baselines3's actor-critic policy with a core between the encoder and the heads.
+
+    Takes everything that ``ActorCriticPolicy`` takes. ``net_arch`` describes the layers between the core and
+    the two heads and is empty by default. ``ortho_init`` leaves the core as the core initialises itself.
+
+    Args:
+        observation_space, action_space, lr_schedule: as in Stable-Baselines3.
+        core_class: the ``Core`` to use.
+        core_kwargs: its sizes.
+        **kwargs: passed on to ``ActorCriticPolicy``.
+
+    Raises:
+        ValueError: where separate encoders for actor and critic are asked for: there is one core.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        core_class: type[Core] = FastFeedbackTransformer,
+        core_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not kwargs.get("share_features_extractor", True):
+            raise ValueError("share_features_extractor must be True: actor and critic read one core, got False")
+        self.core_class = core_class
+        self.core_kwargs = core_kwargs or {}
+        if kwargs.get("net_arch") is None:
+            kwargs["net_arch"] = []
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"core_class": self.core_class, "core_kwargs": self.core_kwargs}
+
+    def _build_mlp_extractor(self) -> None:
+        """Puts the core before Stable-Baselines3's own layers; the caller builds heads and optimiser as ever."""
+        core = self.core_class(**self.core_kwargs)
+        # the encoder output is layer-normed to unit scale because it enters the memory as layer 0
+        self.core_input = nn.Sequential(
+            nn.Linear(int(self.features_dim), core.d_model), nn.LayerNorm(core.d_model, elementwise_affine=False)
+        )
+        self.core = core
+        self.mlp_extractor = MlpExtractor(core.d_model, self.net_arch, self.activation_fn, device=self.device)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        self.optimizer.register_step_pre_hook(_refuse_non_finite_gradients)
+
+    def initial_state(self, batch_size: int) -> State:
+        """The core's state of ``batch_size`` sequences before their first step."""
+        return self.core.initial_state(batch_size)
+
+    def _features(self, sequences: Sequences) -> tuple[Tensor, State]:
+        """What the heads read, (B*T, D) in the order of the flattened sequences, and the state after the last step."""
+        observations, episode_starts, state = sequences
+        batch, steps = episode_starts.shape
+        if isinstance(observations, dict):
+            flat: PyTorchObs = {key: value.flatten(0, 1) for key, value in observations.items()}
+        else:
+            flat = observations.flatten(0, 1)
+        x = self.core_input(self.extract_features(flat)).unflatten(0, (batch, steps))
+        features, state = self.core(x, state, episode_starts)
+        return features.flatten(0, 1), state
+
+    def _step_features(self, obs: PyTorchObs, state: State, episode_start: Tensor) -> tuple[Tensor, State]:
+        """``_features`` of one step: obs (B, ...), episode_start (B,)."""
+        if isinstance(obs, dict):
+            sequence: PyTorchObs = {key: value.unsqueeze(1) for key, value in obs.items()}
+        else:
+            sequence = obs.unsqueeze(1)
+        return self._features(Sequences(sequence, episode_start.unsqueeze(1), state))
+
+    def forward(  # type: ignore[override]
+        self, obs: PyTorchObs, state: State, episode_start: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, State]:
+        """One acting step.
+
+        Args:
+            obs: (B, ...), or a dict of them.
+            state: the core's state, tensors (B, ...).
+            episode_start: (B,) bool.
+            deterministic: the most probable action instead of a sampled one.
+
+        Returns:
+            actions (B, ...), values (B, 1), log-probabilities (B,), the state after the step.
+        """
+        features, state = self._step_features(obs, state, episode_start)
+        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features))
+        actions = distribution.get_actions(deterministic=deterministic)
+        log_prob = distribution.log_prob(actions)
+        values = self.value_net(self.mlp_extractor.forward_critic(features))
+        return actions.reshape((-1, *(self.action_space.shape or ()))), values, log_prob, state
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Sequences, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values (B*T, 1), log-probabilities (B*T,) and entropies (B*T,) of ``actions`` (B*T, ...) in sequences."""
+        features, _ = self._features(obs)
+        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features))
+        values = self.value_net(self.mlp_extractor.forward_critic(features))
+        return values, distribution.log_prob(actions), distribution.entropy()
+
+    def get_distribution(  # type: ignore[override]
+        self, obs: PyTorchObs, state: State, episode_start: Tensor
+    ) -> tuple[Distribution, State]:
+        """The action distribution of one step and the state after it; arguments as in ``forward``."""
+        features, state = self._step_features(obs, state, episode_start)
+        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features)), state
+
+    def predict_values(self, obs: PyTorchObs, state: State, episode_start: Tensor) -> Tensor:  # type: ignore[override]
+        """The values (B, 1) of one step, which leaves ``state`` as it is; arguments as in ``forward``."""
+        features, _ = self._step_features(obs, state, episode_start)
+        return cast(Tensor, self.value_net(self.mlp_extractor.forward_critic(features)))
+
+    def _predict(  # type: ignore[override]
+        self, observation: PyTorchObs, state: State, episode_start: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, State]:
+        distribution, state = self.get_distribution(observation, state, episode_start)
+        return distribution.get_actions(deterministic=deterministic), state
+
+    def predict(
+        self,
+        observation: Observation,
+        state: tuple[np.ndarray[Any, Any], ...] | None = None,
+        episode_start: np.ndarray[Any, Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray[Any, Any], tuple[np.ndarray[Any, Any], ...]]:
+        """The actions for one observation or a batch, and the state to pass in with the next.
+
+        Args:
+            observation: one observation or a batch of B.
+            state: what the call before returned; ``None`` before the first step.
+            episode_start: (B,) bool, true where ``observation`` is the first of an episode; ``None`` for nowhere.
+            deterministic: the most probable action instead of a sampled one.
+
+        Returns:
+            actions, and the state: a tuple of arrays whose first dimension is B (1 for a single observation).
+
+        Raises:
+            ValueError: where ``state`` or ``episode_start`` does not fit the observation or the core, or where
+                the observation is not finite.
+        """
+        self.set_training_mode(False)
+        if isinstance(observation, tuple):
+            raise ValueError("observation must be an array or a dict, got a tuple: pass obs of `obs, info = env.reset()`")
+        check_finite(observation, "observation")
+        obs, vectorized = self.obs_to_tensor(observation)
+        batch_size = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        with torch.no_grad():
+            tensors = self._state_tensors(state, batch_size)
+            starts = torch.as_tensor(np.zeros(batch_size) if episode_start is None else np.asarray(episode_start))
+            if starts.numel() != batch_size:
+                raise ValueError(f"episode_start must have {batch_size} entries like the observation, got {starts.numel()}")
+            starts = starts.to(self.device, torch.bool).reshape(batch_size)
+            actions, tensors = self._predict(obs, tensors, starts, deterministic)
+        array = self._to_env_actions(actions.cpu().numpy())
+        return array if vectorized else array.squeeze(axis=0), tuple(tensor.cpu().numpy() for tensor in tensors)
+
+    def _state_tensors(self, state: tuple[np.ndarray[Any, Any], ...] | None, batch_size: int) -> State:
+        """The state that ``predict`` was given, as tensors; raises ValueError where its shapes do not fit."""
+        initial = self.initial_state(batch_size)
+        if state is None:
+            return initial
+        given, wanted = [np.shape(array) for array in state], [tuple(tensor.shape) for tensor in initial]
+        if given != wanted:
+            raise ValueError(f"state must be arrays of shapes {wanted} for {batch_size} observations, got {given}")
+        return tuple(
+            torch.as_tensor(array, device=tensor.device, dtype=tensor.dtype)
+            for array, tensor in zip(state, initial, strict=True)
+        )
+
+    def _to_env_actions(self, actions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Actions (B, ...) of the distribution, in the shape and within the bounds of the action space."""
+        actions = actions.reshape((-1, *(self.action_space.shape or ())))
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.squash_output:
+            return cast("np.ndarray[Any, Any]", self.unscale_action(actions))
+        return np.clip(actions, self.action_space.low, self.action_space.high)
+
+
+class MemoryCnnPolicy(MemoryPolicy):
+    """``MemoryPolicy`` that reads images with Stable-Baselines3's NatureCNN."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"features_extractor_class": NatureCNN} | kwargs)
+
+
+class MemoryMultiInputPolicy(MemoryPolicy):
+    """``MemoryPolicy`` for Dict observations: ``MiniGridEncoder`` where they are MiniGrid's, else CombinedExtractor."""
+
+    def __init__(self, observation_space: spaces.Space[Any], *args: Any, **kwargs: Any) -> None:
+        encoder = MiniGridEncoder if is_minigrid_space(observation_space) else CombinedExtractor
+        super().__init__(observation_space, *args, **{"features_extractor_class": encoder} | kwargs)
+
+
+def check_finite(observation: Observation, name: str) -> None:
+    """Raises ValueError naming the key where a floating-point observation holds NaN or infinity."""
+    parts = observation.items() if isinstance(observation, dict) else [("", observation)]
+    for key, value in parts:
+        array = np.asarray(value)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            where = f"{name}[{key!r}]" if key else name
+            raise ValueError(f"{where} must be finite, got {array[~np.isfinite(array)][0]}")
+
+
+def _refuse_non_finite_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """An optimiser hook: raises FloatingPointError before a loss that is not finite can reach the weights."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not torch.stack([gradient.sum() for gradient in gradients]).isfinite().all():
+        raise FloatingPointError("the loss or its gradient is not finite; the weights are those before the update")

@@ -1,0 +1,193 @@
+"""PPO with a memory: Stable-Baselines3's PPO, whose policy carries a core's state through the steps of an episode."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from fbrl.buffer import SequenceDictRolloutBuffer, SequenceRolloutBuffer
+from fbrl.cores.core import State
+from fbrl.policy import MemoryCnnPolicy, MemoryMultiInputPolicy, MemoryPolicy, check_finite
+
+SelfMemoryPPO = TypeVar("SelfMemoryPPO", bound="MemoryPPO")
+
+SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+class MemoryPPO(PPO):
+    """Proximal Policy Optimization with a policy that remembers.
+
+    ``PPO.train()`` is used unchanged. The core is a Feedback Transformer; its sizes are set with
+    ``policy_kwargs=dict(core_kwargs=dict(d_model=128, n_layers=2, n_heads=4, window=64))``.
+
+    Args:
+        policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a ``MemoryPolicy``.
+        env: as in Stable-Baselines3.
+        learning_rate: as in Stable-Baselines3.
+        n_steps: steps of each environment in a rollout; a multiple of ``seq_len``.
+        batch_size: steps in a minibatch; a multiple of ``seq_len``.
+        seq_len: steps that the loss is back-propagated through.
+        **kwargs: everything else that ``stable_baselines3.PPO`` takes.
+
+    Raises:
+        ValueError: where sizes do not fit each other, or a space is not supported.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {  # type: ignore[assignment]
+        "MlpPolicy": MemoryPolicy,
+        "CnnPolicy": MemoryCnnPolicy,
+        "MultiInputPolicy": MemoryMultiInputPolicy,
+    }
+    policy: MemoryPolicy  # type: ignore[assignment]
+    _last_state: State | None = None
+
+    def __init__(
+        self,
+        policy: str | type[MemoryPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 128,
+        batch_size: int = 128,
+        seq_len: int = 32,
+        **kwargs: Any,
+    ) -> None:
+        self.seq_len = seq_len
+        super().__init__(
+            policy, env, learning_rate=learning_rate, n_steps=n_steps, batch_size=batch_size, **kwargs
+        )
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        _check_space(env.observation_space)
+        return PPO._wrap_env(env, verbose, monitor_wrapper)
+
+    def _setup_model(self) -> None:
+        for name in ("n_steps", "batch_size"):
+            value = getattr(self, name)
+            if self.seq_len < 1 or value < 1 or value % self.seq_len:
+                raise ValueError(f"{name} must be a multiple of seq_len, got {name}={value} and seq_len={self.seq_len}")
+        is_dict = isinstance(self.observation_space, spaces.Dict)
+        if self.rollout_buffer_class is None:
+            self.rollout_buffer_class = SequenceDictRolloutBuffer if is_dict else SequenceRolloutBuffer
+        self.rollout_buffer_kwargs = self.rollout_buffer_kwargs | {"seq_len": self.seq_len}
+        super()._setup_model()
+        self._last_state = None
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_last_state"]
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fills the buffer with ``n_rollout_steps`` steps of every environment; false where a callback stopped it.
+
+        Follows ``OnPolicyAlgorithm.collect_rollouts`` of Stable-Baselines3 2.9.2. What differs: the policy is
+        given the core's state and the episode starts, the state before each step goes to the buffer, and the
+        value that bootstraps a truncated episode is that of its last observation with the memory after its
+        last step.
+
+        Raises:
+            ValueError: where an observation or a reward is not finite.
+        """
+        assert isinstance(rollout_buffer, SequenceRolloutBuffer), "rollout_buffer_class must keep sequences"
+        assert self._last_obs is not None, "No previous observation was provided"
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+
+        state = self._last_state
+        if state is None or len(state[0]) != env.num_envs:
+            state = self.policy.initial_state(env.num_envs)
+        for n_steps in range(n_rollout_steps):
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+            check_finite(self._last_obs, "observation")
+            with torch.no_grad():
+                starts = torch.as_tensor(self._last_episode_starts, dtype=torch.bool, device=self.device)
+                obs = obs_as_tensor(self._last_obs, self.device)
+                action_tensor, values, log_probs, next_state = self.policy(obs, state, starts)
+            actions = action_tensor.cpu().numpy()
+            new_obs, rewards, dones, infos = env.step(self.policy._to_env_actions(actions))
+            check_finite(rewards, "reward")
+            self.num_timesteps += env.num_envs
+
+            callback.update_locals(locals())
+            if not callback.on_step():
+                # unlike upstream, go on from here and not from the step before if learning is taken up again
+                self._last_obs, self._last_episode_starts, self._last_state = new_obs, dones, next_state  # type: ignore[assignment]
+                return False
+
+            self._update_info_buffer(infos, dones)
+            rewards = self._bootstrap_truncated(rewards, dones, infos, next_state)
+            rollout_buffer.add(
+                self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs, state=state
+            )
+            self._last_obs, self._last_episode_starts, state = new_obs, dones, next_state  # type: ignore[assignment]
+
+        self._last_state = state
+        with torch.no_grad():
+            starts = torch.as_tensor(dones, dtype=torch.bool, device=self.device)
+            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device), state, starts)  # type: ignore[arg-type]
+        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _bootstrap_truncated(
+        self, rewards: np.ndarray[Any, Any], dones: np.ndarray[Any, Any], infos: list[dict[str, Any]], state: State
+    ) -> np.ndarray[Any, Any]:
+        """Rewards (n_envs,) with the discounted value of the last observation added where an episode was cut short."""
+        cut = [
+            index
+            for index in np.flatnonzero(dones)
+            if infos[index].get("terminal_observation") is not None and infos[index].get("TimeLimit.truncated", False)
+        ]
+        if not cut:
+            return rewards
+        last = [infos[index]["terminal_observation"] for index in cut]
+        if isinstance(self.observation_space, spaces.Dict):
+            stacked: Any = {key: np.stack([obs[key] for obs in last]) for key in last[0]}
+        else:
+            stacked = np.stack(last)
+        rows = torch.as_tensor(np.array(cut), device=self.device)
+        with torch.no_grad():
+            obs, _ = self.policy.obs_to_tensor(stacked)
+            going_on = torch.zeros(len(cut), dtype=torch.bool, device=self.device)
+            values = self.policy.predict_values(obs, tuple(part[rows] for part in state), going_on)
+        rewards = rewards.copy()
+        rewards[cut] += self.gamma * values.flatten().cpu().numpy()
+        return rewards
+
+    def learn(
+        self: SelfMemoryPPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "MemoryPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfMemoryPPO:
+        """As ``PPO.learn``."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+
+def _check_space(space: spaces.Space[Any]) -> None:
+    """Raises ValueError for an observation space that no encoder reads."""
+    parts = space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]
+    for key, part in parts:
+        if not isinstance(part, SUPPORTED_SPACES):
+            allowed = ", ".join(supported.__name__ for supported in SUPPORTED_SPACES)
+            where = f"observation_space[{key!r}]" if key else "observation_space"
+            raise ValueError(f"{where} must be one of {allowed}, or a Dict of them, got {type(part).__name__}")
