@@ -36,7 +36,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         super().reset()
         self.states: list[State] = []  # before each sequence's first step, tensors (n_envs, ...)
 
-    def add(self, *args: Any, state: State, **kwargs: Any) -> None:
+    def add(self, *args: Any, state: State, **kwargs: Any) -> None:  # type: ignore[override]
         """Adds one step of every environment; ``state`` is the core's before that step, tensors (n_envs, ...)."""
         if self.pos % self.seq_len == 0:
             self.states.append(state)
@@ -56,16 +56,18 @@ class SequenceRolloutBuffer(RolloutBuffer):
             sequences = order[first : first + per_batch]
             steps = (sequences[:, None] * self.seq_len + np.arange(self.seq_len)).ravel()
             samples = self._get_samples(steps)
-            yield samples._replace(observations=self._sequences(samples.observations, sequences, steps))
+            observations = self._sequences(samples.observations, sequences, steps)
+            yield samples._replace(observations=observations)  # type: ignore[arg-type]
 
     def _flatten(self) -> None:
         """Turns the arrays (n_steps, n_envs, ...) into (n_envs * n_steps, ...) once: sequences become contiguous."""
         if self.generator_ready:
             return
-        if isinstance(self.observations, dict):
-            self.observations = {key: self.swap_and_flatten(value) for key, value in self.observations.items()}
+        observations: Any = self.observations
+        if isinstance(observations, dict):
+            self.observations = {key: self.swap_and_flatten(part) for key, part in observations.items()}  # type: ignore[assignment]
         else:
-            self.observations = self.swap_and_flatten(self.observations)
+            self.observations = self.swap_and_flatten(observations)
         for name in ("actions", "values", "log_probs", "advantages", "returns", "episode_starts"):
             setattr(self, name, self.swap_and_flatten(getattr(self, name)))
         # (sequences of an environment, n_envs, ...) -> one row a sequence, in the order of the steps
@@ -77,7 +79,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         shape = (len(sequences), self.seq_len)
 
         def unflatten(tensor: Tensor) -> Tensor:
-            return tensor.unflatten(0, shape)
+            return tensor.reshape(*shape, *tensor.shape[1:])
 
         if isinstance(observations, dict):
             observations = {key: unflatten(value) for key, value in observations.items()}
@@ -88,5 +90,5 @@ class SequenceRolloutBuffer(RolloutBuffer):
         return Sequences(observations, starts, tuple(part[rows] for part in self.sequence_states))
 
 
-class SequenceDictRolloutBuffer(SequenceRolloutBuffer, DictRolloutBuffer):
+class SequenceDictRolloutBuffer(SequenceRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]
     """``SequenceRolloutBuffer`` for Dict observations."""

@@ -38,8 +38,9 @@ class CellEncoder(nn.Module):
         objects, colours, states = self.tables
         # one row for each of the 198 triples: a single lookup a cell
         table = (objects[:, None, None] + colours[None, :, None] + states[None, None, :]).flatten(0, 2)
-        triple = (image[..., 0] * SYMBOLS[1] + image[..., 1]) * SYMBOLS[2] + image[..., 2]
-        features: Tensor = self.linear(F.embedding(triple.long(), table).flatten(1))
+        object_, colour, state = image.long().unbind(-1)
+        triple = (object_ * SYMBOLS[1] + colour) * SYMBOLS[2] + state
+        features: Tensor = self.linear(F.embedding(triple, table).flatten(1))
         return features
 
 
@@ -56,7 +57,8 @@ class MissionEncoder(nn.Module):
         tokens = tokens.long()
         outputs, _ = self.gru(self.words(tokens))  # (N, W, features_dim)
         last = ((tokens != 0).sum(dim=1) - 1).clamp(min=0)
-        return outputs[torch.arange(len(tokens), device=tokens.device), last]
+        features: Tensor = outputs[torch.arange(len(tokens), device=tokens.device), last]
+        return features
 
 
 class MiniGridEncoder(BaseFeaturesExtractor):

@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 from fbrl.cores.core import Core, State
-from fbrl.cores.feedback import FeedbackTransformer as FastFeedbackTransformer
+from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
 
 Observation = np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]
@@ -83,6 +83,10 @@ class MemoryPolicy(ActorCriticPolicy):
         """The core's state of ``batch_size`` sequences before their first step."""
         return self.core.initial_state(batch_size)
 
+    def encode(self, obs: PyTorchObs) -> Tensor:
+        """Observations (N, ...), or a dict of them -> what the core reads, (N, D), layer-normed."""
+        return cast(Tensor, self.core_input(self.extract_features(obs)))
+
     def _features(self, sequences: Sequences) -> tuple[Tensor, State]:
         """What the heads read, (B*T, D) in the order of the flattened sequences, and the state after the last step."""
         observations, episode_starts, state = sequences
@@ -91,7 +95,7 @@ class MemoryPolicy(ActorCriticPolicy):
             flat: PyTorchObs = {key: value.flatten(0, 1) for key, value in observations.items()}
         else:
             flat = observations.flatten(0, 1)
-        x = self.core_input(self.extract_features(flat)).unflatten(0, (batch, steps))
+        x = self.encode(flat).unflatten(0, (batch, steps))
         features, state = self.core(x, state, episode_starts)
         return features.flatten(0, 1), state
 
@@ -175,7 +179,7 @@ class MemoryPolicy(ActorCriticPolicy):
         """
         self.set_training_mode(False)
         if isinstance(observation, tuple):
-            raise ValueError("observation must be an array or a dict, got a tuple: pass obs of `obs, info = env.reset()`")
+            raise ValueError("observation must be an array or a dict, got a tuple: pass obs of obs, info = env.reset()")
         check_finite(observation, "observation")
         obs, vectorized = self.obs_to_tensor(observation)
         batch_size = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
@@ -183,7 +187,9 @@ class MemoryPolicy(ActorCriticPolicy):
             tensors = self._state_tensors(state, batch_size)
             starts = torch.as_tensor(np.zeros(batch_size) if episode_start is None else np.asarray(episode_start))
             if starts.numel() != batch_size:
-                raise ValueError(f"episode_start must have {batch_size} entries like the observation, got {starts.numel()}")
+                raise ValueError(
+                    f"episode_start must have one entry an observation, {batch_size}, got {starts.numel()}"
+                )
             starts = starts.to(self.device, torch.bool).reshape(batch_size)
             actions, tensors = self._predict(obs, tensors, starts, deterministic)
         array = self._to_env_actions(actions.cpu().numpy())
@@ -209,7 +215,7 @@ class MemoryPolicy(ActorCriticPolicy):
             return actions
         if self.squash_output:
             return cast("np.ndarray[Any, Any]", self.unscale_action(actions))
-        return np.clip(actions, self.action_space.low, self.action_space.high)
+        return cast("np.ndarray[Any, Any]", np.clip(actions, self.action_space.low, self.action_space.high))
 
 
 class MemoryCnnPolicy(MemoryPolicy):

@@ -43,12 +43,12 @@ class MemoryPPO(PPO):
         ValueError: where sizes do not fit each other, or a space is not supported.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {  # type: ignore[assignment]
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MemoryPolicy,
         "CnnPolicy": MemoryCnnPolicy,
         "MultiInputPolicy": MemoryMultiInputPolicy,
     }
-    policy: MemoryPolicy  # type: ignore[assignment]
+    policy: MemoryPolicy
     _last_state: State | None = None
 
     def __init__(
@@ -62,9 +62,7 @@ class MemoryPPO(PPO):
         **kwargs: Any,
     ) -> None:
         self.seq_len = seq_len
-        super().__init__(
-            policy, env, learning_rate=learning_rate, n_steps=n_steps, batch_size=batch_size, **kwargs
-        )
+        super().__init__(policy, env, learning_rate=learning_rate, n_steps=n_steps, batch_size=batch_size, **kwargs)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -107,19 +105,20 @@ class MemoryPPO(PPO):
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
 
-        state = self._last_state
-        if state is None or len(state[0]) != env.num_envs:
-            state = self.policy.initial_state(env.num_envs)
+        check_finite(self._last_obs, "observation")
+        if self._last_state is None or len(self._last_state[0]) != env.num_envs:
+            self._last_state = self.policy.initial_state(env.num_envs)
         for n_steps in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
-            check_finite(self._last_obs, "observation")
             with torch.no_grad():
                 starts = torch.as_tensor(self._last_episode_starts, dtype=torch.bool, device=self.device)
-                obs = obs_as_tensor(self._last_obs, self.device)
-                action_tensor, values, log_probs, next_state = self.policy(obs, state, starts)
+                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+                action_tensor, values, log_probs, next_state = self.policy(obs_tensor, self._last_state, starts)
             actions = action_tensor.cpu().numpy()
-            new_obs, rewards, dones, infos = env.step(self.policy._to_env_actions(actions))
+            clipped_actions = self.policy._to_env_actions(actions)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            check_finite(new_obs, "observation")  # type: ignore[arg-type]
             check_finite(rewards, "reward")
             self.num_timesteps += env.num_envs
 
@@ -132,14 +131,19 @@ class MemoryPPO(PPO):
             self._update_info_buffer(infos, dones)
             rewards = self._bootstrap_truncated(rewards, dones, infos, next_state)
             rollout_buffer.add(
-                self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs, state=state
+                self._last_obs,
+                actions,
+                rewards,
+                self._last_episode_starts,
+                values,
+                log_probs,
+                state=self._last_state,
             )
-            self._last_obs, self._last_episode_starts, state = new_obs, dones, next_state  # type: ignore[assignment]
+            self._last_obs, self._last_episode_starts, self._last_state = new_obs, dones, next_state  # type: ignore[assignment]
 
-        self._last_state = state
         with torch.no_grad():
             starts = torch.as_tensor(dones, dtype=torch.bool, device=self.device)
-            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device), state, starts)  # type: ignore[arg-type]
+            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device), next_state, starts)  # type: ignore[arg-type]
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -161,6 +165,7 @@ class MemoryPPO(PPO):
             stacked: Any = {key: np.stack([obs[key] for obs in last]) for key in last[0]}
         else:
             stacked = np.stack(last)
+        check_finite(stacked, "terminal_observation")
         rows = torch.as_tensor(np.array(cut), device=self.device)
         with torch.no_grad():
             obs, _ = self.policy.obs_to_tensor(stacked)

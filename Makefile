@@ -1,0 +1,44 @@
+# Every target makes .venv first and installs what it needs; PYTHON=python3.12 picks another Python (>= 3.11).
+
+PYTHON ?= python3
+CONFIG ?= configs/tmaze.yaml
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help train test test-slow lint format bench
+
+help:
+	@echo 'make train      train the agent of CONFIG ($(CONFIG)) and compare it with the memoryless control'
+	@echo 'make test       the tests, about a minute'
+	@echo 'make test-slow  the learning tests, minutes'
+	@echo 'make lint       ruff and mypy'
+	@echo 'make format     ruff, rewriting files'
+	@echo 'make bench      the speed of the two forms of the scan'
+
+# Done again only when what is to be installed changes.
+$(INSTALLED): setup.cfg constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+train: $(INSTALLED)
+	$(BIN)/python train_agent.py --config $(CONFIG)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m 'slow and not gpu' --numprocesses=auto --durations=0
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.scan

@@ -1,0 +1,86 @@
+"""``make``: any registered environment, ready for Stable-Baselines3; and the ids that this package adds."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import gymnasium as gym
+import minigrid  # noqa: F401  (registers the MiniGrid and BabyAI ids)
+from minigrid.minigrid_env import MiniGridEnv
+
+from envs.previous import PreviousStep
+from envs.seeding import SeededFirstReset
+from envs.symbolic import SymbolicObservation
+
+
+class UnknownEnvironmentError(ValueError):
+    """The environment id is not registered; the message names the closest ids that are."""
+
+
+def make(
+    env_id: str,
+    *,
+    seed: int | None = None,
+    render_mode: str | None = None,
+    previous_action: bool = False,
+    previous_reward: bool = False,
+    **kwargs: Any,
+) -> gym.Env[Any, Any]:
+    """An environment that Stable-Baselines3 takes as it is.
+
+    MiniGrid and BabyAI environments are wrapped in ``SymbolicObservation`` and report ``info["is_success"]`` on the
+    last step of every episode; any other registered id comes as it was registered, and reports what it reports.
+
+    ``seed`` seeds the action space, and the first reset if that comes without a seed of its own.
+    ``previous_action`` and ``previous_reward`` add the last step's to the observation (``PreviousStep``).
+    ``kwargs`` go to ``gymnasium.make``, for example ``agent_view_size=3`` or ``corridor=20``.
+
+    Raises ``UnknownEnvironmentError`` when no environment has this id.
+    """
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
+    try:
+        env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True, **kwargs)
+    except gym.error.DependencyNotInstalled:
+        raise
+    except gym.error.Error:
+        raise UnknownEnvironmentError(_unknown(env_id)) from None
+    if isinstance(env.unwrapped, MiniGridEnv):
+        env = SymbolicObservation(env)
+    if previous_action or previous_reward:
+        env = PreviousStep(env, action=previous_action, reward=previous_reward)
+    if seed is not None:
+        env = SeededFirstReset(env, seed)
+    return env
+
+
+def register_tasks() -> None:
+    """Registers this package's ids with Gymnasium; a second call changes nothing.
+
+    ``fbrl/MemoryS7-View3-v0`` and ``fbrl/MemoryS9-View3-v0`` are MiniGrid's MemoryS7 and MemoryS9 with a view of 3x3
+    cells, all else as MiniGrid registers it: seven actions and a cap of 5 size^2 steps. With the default view of 7x7
+    cells the two are solvable without memory: from the junction, looking back, the cue and both choices are in one
+    observation, and a memoryless policy succeeds in 98 % of the episodes. With 3x3 cells the cue is out of sight there.
+
+    ``fbrl/TMaze-v0`` is ``envs.tmaze.TMaze``; its keyword is ``corridor``.
+    """
+    for size in (7, 9):
+        _register(f"fbrl/MemoryS{size}-View3-v0", "minigrid.envs:MemoryEnv", size=size, agent_view_size=3)
+    _register("fbrl/TMaze-v0", "envs.tmaze:TMaze")
+
+
+def _register(env_id: str, entry_point: str, **kwargs: Any) -> None:
+    if env_id not in gym.registry:
+        gym.register(env_id, entry_point, order_enforce=False, disable_env_checker=True, kwargs=kwargs)
+
+
+def _unknown(env_id: str) -> str:
+    by_lower_case = {known.lower(): known for known in gym.registry}
+    closest = difflib.get_close_matches(env_id.lower(), by_lower_case, n=3, cutoff=0.4)
+    hint = ", ".join(by_lower_case[name] for name in closest)
+    return (
+        f"no environment is called {env_id!r}; the closest are: {hint}"
+        if hint
+        else f"no environment is called {env_id!r}"
+    )

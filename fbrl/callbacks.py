@@ -1,0 +1,191 @@
+"""What a training run does beside learning: evaluations, checkpoints, figures about the memory, a progress bar."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import obs_as_tensor, safe_mean
+from stable_baselines3.common.vec_env import VecEnv
+from tqdm import tqdm
+
+from fbrl.cores.feedback import FeedbackTransformer
+from fbrl.evaluation import play, summarise
+from fbrl.memory import Memory
+from fbrl.policy import MemoryPolicy
+from fbrl.runs import save_checkpoint
+
+
+class BetweenUpdates(BaseCallback):
+    """Acts between two updates, where model, environments and random states belong together."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self.between_updates()
+
+    def between_updates(self) -> None:
+        """Called before the first step of every rollout."""
+        raise NotImplementedError
+
+
+class Evaluate(BetweenUpdates):
+    """Evaluates with the most probable action and keeps the best agent.
+
+    Writes a line to ``evaluations.jsonl`` and, where success (return, for a task that reports no success) is at least
+    the best so far, ``best.zip``. Every evaluation starts from the same seed, so that two of them can be compared.
+
+    Args:
+        env: the environments to play in, not those of the training.
+        folder: the run folder.
+        every: environment steps between evaluations.
+        episodes: of one evaluation.
+        seed: of the environments.
+        stop_at: ends the training once this score is reached.
+    """
+
+    def __init__(
+        self, env: VecEnv, folder: Path, every: int, episodes: int, seed: int, stop_at: float | None = None
+    ) -> None:
+        super().__init__()
+        self.env, self.file, self.best_file = env, folder / "evaluations.jsonl", folder / "best.zip"
+        self.every, self.episodes, self.seed, self.stop_at = every, episodes, seed, stop_at
+        self.reached = False
+
+    def _on_training_start(self) -> None:
+        lines = [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
+        # evaluations of steps after the checkpoint that is resumed are made again
+        lines = [line for line in lines if line["timesteps"] <= self.model.num_timesteps]
+        self.file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self.best = max((_score(line) for line in lines), default=float("-inf"))
+        self.next = (lines[-1]["timesteps"] if lines else self.model.num_timesteps) + self.every
+
+    def _on_step(self) -> bool:
+        return not self.reached
+
+    def between_updates(self) -> None:
+        """Evaluates where it is time to."""
+        if self.model.num_timesteps >= self.next:
+            self.evaluate()
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluates now; returns the line that was written."""
+        self.next = self.model.num_timesteps + self.every
+        self.env.seed(self.seed)
+        summary = summarise(play(self.model, self.env, self.episodes, deterministic=True))
+        line = {
+            "timesteps": self.model.num_timesteps,
+            "success": None if summary.success is None else summary.success.value,
+            "return": summary.returns.value,
+            "length": summary.length.value,
+        }
+        for key in ("success", "return", "length"):
+            if line[key] is not None:
+                self.model.logger.record(f"eval/{key}", line[key])
+        if _score(line) >= self.best:
+            self.best = _score(line)
+            self.model.save(self.best_file, exclude=["_last_obs", "_last_episode_starts", "tensorboard_log"])
+        with self.file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.reached = self.stop_at is not None and _score(line) >= self.stop_at
+        return line
+
+
+def _score(line: dict[str, Any]) -> float:
+    return float(line["return"] if line["success"] is None else line["success"])
+
+
+class Checkpoint(BetweenUpdates):
+    """Saves the run so that it can be resumed: every so often, and when it is asked to stop.
+
+    Args:
+        folder: the run folder.
+        every: environment steps between checkpoints.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        super().__init__()
+        self.folder, self.every = folder, every
+        self.stop_asked = self.stopped = False
+
+    def _on_training_start(self) -> None:
+        self.next = self.model.num_timesteps + self.every
+
+    def _on_step(self) -> bool:
+        return not self.stopped
+
+    def between_updates(self) -> None:
+        """Saves where it is time to, or where ``stop_asked`` was set; the training then ends with the next step."""
+        if self.stop_asked or self.model.num_timesteps >= self.next:
+            self.next = self.model.num_timesteps + self.every
+            save_checkpoint(self.model, self.folder)  # type: ignore[arg-type]
+            self.stopped = self.stop_asked
+
+
+class EntropySchedule(BetweenUpdates):
+    """Moves the weight of the entropy bonus linearly from ``start`` to ``end`` over the training."""
+
+    def __init__(self, start: float, end: float) -> None:
+        super().__init__()
+        self.start, self.end = start, end
+
+    def between_updates(self) -> None:
+        """Sets the weight for the next update."""
+        done = min(1.0, self.model.num_timesteps / self.model._total_timesteps)
+        self.model.ent_coef = self.start + (self.end - self.start) * done  # type: ignore[attr-defined]
+        self.logger.record("train/ent_coef", self.model.ent_coef)  # type: ignore[attr-defined]
+
+
+class MemoryFigures(BaseCallback):
+    """Logs how a Feedback Transformer uses its memory, measured on the last step of every rollout.
+
+    - ``memory/mix_l``: softmax(w)_l, the share of layer l in a memory vector; layer 0 is the encoder's output.
+    - ``memory/mean_age_l``: the mean age, in steps, of what layer l's attention reads.
+    - ``memory/read_l``: how much of layer l's attention goes to the memory and not to the null slot.
+    """
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        policy = self.model.policy
+        if not isinstance(policy, MemoryPolicy) or not isinstance(policy.core, FeedbackTransformer):
+            return
+        for index, share in enumerate(policy.core.mix.detach().softmax(dim=0).tolist()):
+            self.logger.record(f"memory/mix_{index}", share)
+        with torch.no_grad():
+            x = policy.encode(obs_as_tensor(self.model._last_obs, policy.device))  # type: ignore[arg-type]
+            slots, length = self.model._last_state  # type: ignore[attr-defined]
+            starts = torch.as_tensor(self.model._last_episode_starts, dtype=torch.bool, device=policy.device)
+            _, attention = policy.core.read(x, Memory(slots, length).reset(starts))
+        attention = attention[..., 1:].mean(dim=(0, 2))  # (L, M), without the null slot
+        age = torch.arange(attention.shape[1], 0, -1, device=attention.device, dtype=attention.dtype)
+        for index, weights in enumerate(attention, start=1):
+            self.logger.record(f"memory/read_{index}", weights.sum().item())
+            self.logger.record(f"memory/mean_age_{index}", ((weights * age).sum() / weights.sum().clamp(1e-9)).item())
+
+
+class ProgressBar(BaseCallback):
+    """A progress bar in environment steps, with the success rate (or the mean return) of the last episodes."""
+
+    def _on_training_start(self) -> None:
+        total = self.locals["total_timesteps"]
+        self.bar = tqdm(total=total, initial=self.model.num_timesteps, unit="step", unit_scale=True, dynamic_ncols=True)
+
+    def _on_step(self) -> bool:
+        self.bar.update(min(self.model.num_timesteps, self.bar.total) - self.bar.n)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.model.ep_success_buffer:
+            self.bar.set_postfix_str(f"success {safe_mean(self.model.ep_success_buffer):.2f}", refresh=False)
+        elif self.model.ep_info_buffer:
+            mean = safe_mean([episode["r"] for episode in self.model.ep_info_buffer])
+            self.bar.set_postfix_str(f"return {mean:.2f}", refresh=False)
+
+    def _on_training_end(self) -> None:
+        self.bar.close()

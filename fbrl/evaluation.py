@@ -1,0 +1,182 @@
+"""Plays whole episodes with a saved agent and says how well they went, with 95 % intervals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from stable_baselines3 import PPO
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import PolicyPredictor
+from stable_baselines3.common.vec_env import VecEnv
+
+from fbrl.policy import MemoryPolicy
+from fbrl.ppo import MemoryPPO
+
+CONFIDENCE = 0.95
+
+
+class AgentError(ValueError):
+    """A file that holds no agent; the message is one line that names it."""
+
+
+def load_agent(path: str | Path, device: str = "auto") -> PPO:
+    """The agent in a ``.zip`` file: a ``MemoryPPO``, or Stable-Baselines3's ``PPO`` where its policy has no memory.
+
+    Loading runs code that the file holds, as unpickling does: load only files that you trust.
+
+    Raises:
+        AgentError: where there is no such file, or no agent in it.
+    """
+    if not Path(path).is_file():
+        raise AgentError(f"{path}: no such file; expected a saved agent (.zip)")
+    try:
+        data, _, _ = load_from_zip_file(path, device="cpu")
+        remembers = issubclass((data or {})["policy_class"], MemoryPolicy)
+        return (MemoryPPO if remembers else PPO).load(path, device=device)
+    except Exception as error:  # unpickling raises whatever the file makes it raise
+        raise AgentError(f"{path}: holds no agent that can be loaded ({type(error).__name__}: {error})") from error
+
+
+class ZeroMemory:
+    """An agent whose memory is emptied before every step: what is left of it is what it does without memory."""
+
+    def __init__(self, agent: PolicyPredictor) -> None:
+        self.agent = agent
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], None]:
+        """The agent's actions, as at the first step of an episode; ``state`` and ``episode_start`` have no effect."""
+        starts = None if episode_start is None else np.ones_like(episode_start)
+        actions, _ = self.agent.predict(observation, None, starts, deterministic)
+        return actions, None
+
+
+class Episodes(NamedTuple):
+    """N episodes, ordered by environment and then by time."""
+
+    success: NDArray[np.float64]  # (N,) 1 or 0, NaN where the environment reports no info["is_success"]
+    returns: NDArray[np.float64]  # (N,) sum of the rewards, not discounted
+    lengths: NDArray[np.int64]  # (N,) steps
+
+
+def play(
+    agent: PolicyPredictor,
+    env: VecEnv,
+    n_episodes: int | None = None,
+    *,
+    deterministic: bool = False,
+    zero_memory: bool = False,
+) -> Episodes:
+    """Plays ``n_episodes``, or exactly one in each environment.
+
+    How many are played in each environment is fixed beforehand, so that short episodes are not favoured.
+
+    Args:
+        agent: anything with Stable-Baselines3's ``predict``.
+        env: the environments; reset at the start.
+        n_episodes: episodes in all; ``None`` means one in each environment, so that row i is environment i's.
+        deterministic: the most probable action instead of a sampled one.
+        zero_memory: empty the memory before every step.
+
+    Raises:
+        ValueError: where ``n_episodes`` is less than 1.
+    """
+    n_episodes = env.num_envs if n_episodes is None else n_episodes
+    if n_episodes < 1:
+        raise ValueError(f"n_episodes must be at least 1, got {n_episodes}")
+    environments: list[int] = []
+    success: list[float] = []
+
+    def note(local: dict[str, Any], _: dict[str, Any]) -> None:
+        # under a Monitor an episode ends where the Monitor says so
+        if local["done"] and (not local["is_monitor_wrapped"] or "episode" in local["info"]):
+            environments.append(local["i"])
+            success.append(float(local["info"].get("is_success", math.nan)))
+
+    returns, lengths = evaluate_policy(
+        ZeroMemory(agent) if zero_memory else agent,
+        env,
+        n_eval_episodes=n_episodes,
+        deterministic=deterministic,
+        callback=note,
+        return_episode_rewards=True,
+        warn=False,
+    )
+    order = np.argsort(environments, kind="stable")
+    return Episodes(np.array(success)[order], np.array(returns, dtype=np.float64)[order], np.array(lengths)[order])
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % interval; the ends are NaN where one episode gives none, and the value where it is exact."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How well some episodes went."""
+
+    episodes: int
+    success: (
+        Estimate | None
+    )  # share of the episodes, 0 to 1; None where any of them reported neither success nor failure
+    returns: Estimate
+    length: Estimate  # steps
+
+
+def summarise(episodes: Episodes, probability: ArrayLike | None = None) -> Summary:
+    """Success with its Wilson interval, return and length with their t-intervals.
+
+    Args:
+        episodes: N independent episodes; or, with ``probability``, one from each of all N start states, played
+            deterministically.
+        probability: of each start state, (N,); the results are then expected values, and exact.
+
+    Raises:
+        ValueError: where there is no episode, or ``probability`` is not N numbers that sum to one.
+    """
+    n_episodes = len(episodes.lengths)
+    if n_episodes < 1:
+        raise ValueError("there must be at least one episode, got 0")
+    reported = not np.isnan(episodes.success).any()
+    if probability is None:
+        success = wilson(int(episodes.success.sum()), n_episodes) if reported else None
+        return Summary(n_episodes, success, _mean(episodes.returns), _mean(episodes.lengths))
+    weights = np.asarray(probability, dtype=np.float64)
+    if weights.shape != (n_episodes,) or not math.isclose(math.fsum(weights), 1, abs_tol=1e-9):
+        raise ValueError(f"probability must be {n_episodes} numbers that sum to one, got {probability}")
+    success = _expected(episodes.success, weights) if reported else None
+    return Summary(n_episodes, success, _expected(episodes.returns, weights), _expected(episodes.lengths, weights))
+
+
+def wilson(successes: int, trials: int) -> Estimate:
+    """The share of successes in independent trials with Wilson's score interval (Wilson 1927)."""
+    interval = stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return Estimate(successes / trials, float(interval.low), float(interval.high))
+
+
+def _mean(values: NDArray[Any]) -> Estimate:
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Estimate(mean, math.nan, math.nan)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
+    return Estimate(mean, mean - half, mean + half)
+
+
+def _expected(values: NDArray[Any], weights: NDArray[np.float64]) -> Estimate:
+    value = math.fsum(weights * values)
+    return Estimate(value, value, value)

@@ -1,0 +1,128 @@
+"""Run folders: what a training run leaves behind, and how it is taken up again exactly where it was.
+
+A run folder holds ``config.yaml`` (all settings), ``versions.json``, TensorBoard events, ``evaluations.jsonl`` (a line
+for each evaluation), ``best.zip`` (the agent of the best evaluation), ``last.zip`` (the agent of the last checkpoint)
+and ``resume.pkl`` (everything else that going on from there needs).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecEnv
+
+from fbrl.ppo import MemoryPPO
+from fbrl.settings import Settings, SettingsError
+
+PACKAGES = ("fbrl", "torch", "stable-baselines3", "gymnasium", "minigrid", "numpy")
+CARRIED = ("_last_obs", "_last_episode_starts", "_last_state")  # where the environments and the memory stand
+
+
+def create_run(settings: Settings) -> Path:
+    """Makes the folder of a new run and writes what it was started with.
+
+    Raises:
+        SettingsError: where the folder already holds something.
+    """
+    name = settings.run.name or f"{settings.env.id.split('/')[-1]}_{settings.core.name}_{settings.run.seed}"
+    folder = Path(settings.run.folder) / name
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingsError(f"{folder} already holds a run; choose another run.name, or go on with --resume {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.save(folder / "config.yaml")
+    (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
+    return folder
+
+
+def versions() -> dict[str, str | int | None]:
+    """The versions of what a result depends on, the git commit (with "+" where files were changed), the machine."""
+    found: dict[str, str | int | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found | {
+        "commit": _git_commit(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
+
+
+def save_checkpoint(model: PPO, folder: Path) -> None:
+    """Replaces the run's checkpoint; at every moment the folder holds a whole one.
+
+    To be called between two updates: a rollout that is under way is not kept.
+    """
+    state = {
+        "num_timesteps": model.num_timesteps,
+        "env": _pickle_or_none(model.env),
+        **{name: getattr(model, name, None) for name in CARRIED},
+        "random": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None,
+    }
+    model.save(folder / "last.tmp.zip", exclude=["_last_obs", "_last_episode_starts", "tensorboard_log"])
+    (folder / "resume.tmp.pkl").write_bytes(cloudpickle.dumps(state))
+    # should the process die between the two, the steps differ and `load_checkpoint` starts new episodes
+    os.replace(folder / "last.tmp.zip", folder / "last.zip")
+    os.replace(folder / "resume.tmp.pkl", folder / "resume.pkl")
+
+
+def _pickle_or_none(env: VecEnv | None) -> bytes | None:
+    """The environments with everything in them, or None where they cannot be pickled (an open window, a simulator)."""
+    try:
+        return cloudpickle.dumps(env)  # type: ignore[no-any-return]
+    except Exception:  # whatever an environment's attributes raise
+        return None
+
+
+def load_checkpoint(folder: Path, remembers: bool, env: VecEnv, device: str) -> PPO:
+    """The model of a run's last checkpoint, with its optimiser, counters, schedules, environments and random states.
+
+    Learning goes on as if it had never stopped, bit for bit, where the environments can be pickled. Where they
+    cannot, it goes on in ``env`` with new episodes.
+
+    Raises:
+        SettingsError: where there is no checkpoint.
+    """
+    for name in ("last.zip", "resume.pkl"):
+        if not (folder / name).is_file():
+            raise SettingsError(f"{folder} holds no checkpoint to resume: {name} is missing")
+    state = cloudpickle.loads((folder / "resume.pkl").read_bytes())
+    saved_env = cloudpickle.loads(state["env"]) if state["env"] is not None else None
+    model = (MemoryPPO if remembers else PPO).load(folder / "last.zip", env=saved_env or env, device=device)
+    if saved_env is not None and state["num_timesteps"] == model.num_timesteps:
+        for name in CARRIED:
+            setattr(model, name, state[name])
+    random.setstate(state["random"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    return model

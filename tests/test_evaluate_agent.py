@@ -1,0 +1,189 @@
+"""The script as a user runs it: results, files, and one line for every bad input."""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from stable_baselines3 import PPO
+
+import envs
+from fbrl import MemoryPPO
+from fbrl.evaluation import wilson
+from fbrl.settings import CoreSettings, EnvSettings, Settings
+
+SCRIPT = Path(__file__).parents[1] / "evaluate_agent.py"
+SIZES = {"d_model": 8, "n_layers": 1, "n_heads": 2, "window": 4}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run's folder with an untrained agent in last.zip; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    folder.mkdir()
+    Settings(env=EnvSettings(n_envs=2, kwargs={"corridor": 2}), core=CoreSettings(**SIZES)).save(folder / "config.yaml")
+    env = envs.make("fbrl/TMaze-v0", corridor=2)
+    MemoryPPO("MlpPolicy", env, device="cpu", seed=0, policy_kwargs={"core_kwargs": SIZES}).save(folder / "last.zip")
+    return folder
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    """The same folder, to be spoiled."""
+    return Path(shutil.copytree(saved, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the script in this process, because imports take seconds; hands back exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_in_its_own_process(saved, tmp_path):
+    result = subprocess.run(
+        [sys.executable, SCRIPT, saved, "--episodes=20", "--device=cpu", f"--json={tmp_path / 'result.json'}"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(SCRIPT.parent), "OMP_NUM_THREADS": "1"},
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "20 episodes, sampled actions, seed 1000" in result.stdout
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["agent"] == str(saved / "last.zip")
+    assert (written["task"], written["env_kwargs"]) == ("fbrl/TMaze-v0", {"corridor": 2})
+    assert (written["episodes"], written["seed"], written["control"]) == (20, 1000, None)
+    assert not written["deterministic"]
+    expected = wilson(round(20 * written["success"]), 20)
+    assert (written["success"], *written["interval"]) == pytest.approx(expected)
+    for name in ("return", "length"):
+        low, high = written[f"{name}_interval"]
+        assert low < written[name] < high
+    assert {"torch", "stable_baselines3"} < written["versions"].keys()
+
+
+def test_exhaustive_is_exact_and_the_control_forgets(run, saved, tmp_path):
+    code, out, err = run(saved, "--exhaustive", "--control=zero-memory", f"--json={tmp_path / 'result.json'}")
+    assert (code, err) == (0, "")
+    assert "all 2 start states" in out
+    assert "most probable actions; exact; memory emptied before every step" in out
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["success"] in (0, 0.5)  # a policy that cannot remember gets no further
+    assert written["interval"] == [written["success"]] * 2
+    assert written["deterministic"]
+    assert written["exhaustive"]
+    assert (written["episodes"], written["control"]) == (2, "zero-memory")
+
+
+def test_the_seed_decides(run, saved):
+    first, again, other = (run(saved, "--episodes=10", f"--seed={seed}")[1] for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_another_task_with_the_same_observations(run, copy):
+    copy.joinpath("last.zip").rename(copy / "best.zip")
+    code, out, _ = run(copy, "--env.kwargs={corridor: 3}", "--episodes=1")
+    assert code == 0
+    assert "best.zip on fbrl/TMaze-v0 corridor=3\n1 episode, sampled" in out
+    assert "none from one episode" in out
+
+
+def test_video(run, saved, tmp_path):
+    code, _, err = run(saved / "last.zip", "--episodes=1", f"--video={tmp_path / 'agent.gif'}")
+    assert (code, err) == (0, "")
+    with Image.open(tmp_path / "agent.gif") as gif:
+        assert gif.n_frames > 4
+    assert (tmp_path / "agent.gif").stat().st_size < 3e6
+
+
+def test_the_memoryless_agent(run, copy, tmp_path):
+    """Stable-Baselines3's own PPO, which has no attention to draw."""
+    Settings(env=EnvSettings(kwargs={"corridor": 2}), core=CoreSettings("none")).save(copy / "config.yaml")
+    PPO("MlpPolicy", envs.make("fbrl/TMaze-v0"), n_steps=64, device="cpu").save(copy / "last.zip")
+    code, out, err = run(copy, "--episodes=2", "--deterministic", f"--video={tmp_path / 'agent.gif'}")
+    assert (code, err) == (0, "")
+    assert "2 episodes, most probable actions" in out
+    assert (tmp_path / "agent.gif").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--episodes=0"], "--episodes must be at least 1, got 0"),
+        (["--episodes=many"], "episodes"),
+        (["--episodes=5", "--exhaustive"], "--episodes cannot go with --exhaustive"),
+        (["--seed=-1"], "--seed must be at least 0, got -1"),
+        (["--control=one-memory"], "--control must be zero-memory, got one-memory"),
+        (["--video=agent.mp4"], "--video must end in .gif, got agent.mp4"),
+        (["--json=nowhere/result.json"], "--json nowhere/result.json: there is no folder nowhere"),
+        ([f"--json={SCRIPT}"], f"--json {SCRIPT}: exists already"),
+        (["--device=abacus"], "--device abacus"),
+        (["--device=cuda:77"], "--device cuda:77"),
+        (["--env.id=fbrl/TMaze-v7"], "the closest are: fbrl/TMaze-v0"),
+        (["--env.kwargs={corridor: 0}"], "corridor must be at least 1"),
+        (["--env.kwargs={corridors: 3}"], "corridors"),
+        (["--env.id=MiniGrid-MemoryS7-v0", "--env.kwargs={}"], "the agent's observations are Discrete(4), but those"),
+        (["--bogus=1"], "bogus"),
+    ],
+)
+def test_bad_arguments(run, saved, arguments, message):
+    assert_refused(run(saved, *arguments), message)
+
+
+def test_too_many_start_states(run, copy):
+    settings = Settings(env=EnvSettings("MiniGrid-MultiRoom-N2-S4-v0"), core=CoreSettings(**SIZES))
+    settings.save(copy / "config.yaml")
+    env = envs.make(settings.env.id)
+    MemoryPPO("MultiInputPolicy", env, device="cpu", policy_kwargs={"core_kwargs": SIZES}).save(copy / "last.zip")
+    assert_refused(run(copy, "--exhaustive"), "--exhaustive: MiniGrid-MultiRoom-N2-S4-v0")
+
+
+def test_bad_folders(run, copy, tmp_path):
+    assert_refused(run(tmp_path / "nothing"), f"{tmp_path / 'nothing'}: no such file or folder")
+    assert_refused(run(tmp_path), f"{tmp_path}: holds neither best.zip nor last.zip")
+    (copy / "best.zip").write_text("not an agent")
+    assert_refused(run(copy), f"{copy / 'best.zip'}: holds no agent")
+    (copy / "config.yaml").unlink()
+    assert_refused(run(copy), f"{copy / 'config.yaml'}: no such file")
+
+
+@pytest.mark.parametrize(
+    ("core", "message"),
+    [
+        (CoreSettings(**SIZES | {"window": 5}), "core.window is 4, but 5 in"),
+        (CoreSettings("none"), "the agent has a memory, but core.name is none in"),
+    ],
+)
+def test_an_agent_that_config_yaml_does_not_describe(run, copy, core, message):
+    Settings(env=EnvSettings(kwargs={"corridor": 2}), core=core).save(copy / "config.yaml")
+    assert_refused(run(copy), message)
+
+
+def test_interrupted(run, saved, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fbrl.evaluation.play", interrupt)
+    assert run(saved) == (130, "", "")
+
+
+def assert_refused(result, message):
+    code, out, err = result
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err

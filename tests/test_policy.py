@@ -1,0 +1,277 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from fbrl.policy import MemoryPolicy, Sequences
+from tests.tasks import CORES, DICT, SIZES, VECTOR, make_model, sharpen, vec
+
+B, T = 3, 9  # T is longer than the window of 5
+ACTION = spaces.Box(-10, 10, (2,))
+pytestmark = pytest.mark.parametrize("core", CORES)
+
+
+def make_policy(core, observation_space=VECTOR, action_space=ACTION):
+    policy = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
+    env = vec(observation_space=observation_space, action_space=action_space)
+    return sharpen(make_model(core, env, policy)).policy
+
+
+def make_sequences(policy, starts=((0, 4), (1, 6))):
+    """B sequences of T steps that go on from a memory; ``starts`` holds (row, step)."""
+    episode_starts = torch.zeros(B, T, dtype=torch.bool)
+    for row, step in starts:
+        episode_starts[row, step] = True
+    with torch.no_grad():
+        _, state = policy._features(
+            Sequences(torch.randn(B, 3, 3), torch.zeros(B, 3, dtype=torch.bool), policy.initial_state(B))
+        )
+    return Sequences(torch.randn(B, T, 3), episode_starts, state)
+
+
+def test_nothing_leaks_across_an_episode_start(core):
+    """Whatever comes before an episode start, what follows it is the same bit for bit."""
+    policy = make_policy(core)
+    start = 4
+    sequences = make_sequences(policy, [(row, start) for row in range(B)])
+    other = make_sequences(policy)
+    observations = torch.cat([other.observations[:, :start], sequences.observations[:, start:]], dim=1)
+    changed = Sequences(observations, sequences.episode_starts, other.state)
+    actions = torch.randn(B * T, 2)
+    for first, second in zip(
+        policy.evaluate_actions(sequences, actions), policy.evaluate_actions(changed, actions), strict=True
+    ):
+        first, second = first.reshape(B, T), second.reshape(B, T)
+        assert torch.equal(first[:, start:], second[:, start:])
+    values, log_prob, _ = policy.evaluate_actions(sequences, actions)
+    other_values, other_log_prob, _ = policy.evaluate_actions(changed, actions)
+    assert not torch.isclose(values, other_values).view(B, T)[:, :start].any()
+    assert not torch.isclose(log_prob, other_log_prob).view(B, T)[:, :start].any()
+
+
+def test_rows_do_not_mix(core):
+    policy = make_policy(core)
+    sequences = make_sequences(policy)
+    observations = sequences.observations.clone()
+    observations[0] += 1
+    actions = torch.randn(B * T, 2)
+    values, log_prob, _ = policy.evaluate_actions(sequences, actions)
+    other_values, other_log_prob, _ = policy.evaluate_actions(sequences._replace(observations=observations), actions)
+    torch.testing.assert_close(other_values[T:], values[T:], rtol=0, atol=1e-6)
+    torch.testing.assert_close(other_log_prob[T:], log_prob[T:], rtol=0, atol=1e-5)
+    assert not torch.isclose(other_values[:T], values[:T]).any()
+
+
+def test_a_late_loss_reaches_an_early_observation(core):
+    """Further back than the window, through what was written in between; but not through an episode start."""
+    policy = make_policy(core)
+    sequences = make_sequences(policy, [(1, 4)])
+    observations = sequences.observations.requires_grad_()
+    values, log_prob, _ = policy.evaluate_actions(sequences, torch.randn(B * T, 2))
+    (values.view(B, T)[:, -1] + log_prob.view(B, T)[:, -1]).sum().backward()
+    reached = observations.grad.abs().sum(dim=-1) > 0
+    assert reached[0].all()
+    assert reached[1].tolist() == [step >= 4 for step in range(T)]
+
+
+def test_acting_step_by_step_is_evaluating_sequences(core):
+    policy = make_policy(core)
+    sequences = make_sequences(policy)
+    with torch.no_grad():
+        features, last = policy._features(sequences)
+        means = policy._get_action_dist_from_latent(features).mode().view(B, T, 2).numpy()
+    state = tuple(part.numpy() for part in sequences.state)
+    for step in range(T):
+        obs, starts = sequences.observations[:, step].numpy(), sequences.episode_starts[:, step].numpy()
+        actions, state = policy.predict(obs, state, starts, deterministic=True)
+        np.testing.assert_allclose(actions, means[:, step], rtol=0, atol=1e-5)
+    for array, tensor in zip(state, last, strict=True):
+        np.testing.assert_allclose(array, tensor.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_predict_starts_from_nothing_for_any_batch_size(core, batch_size):
+    policy = make_policy(core)
+    obs = np.random.default_rng(0).uniform(-1, 1, (batch_size, 3)).astype(np.float32)
+    actions, state = policy.predict(obs, deterministic=True)
+    assert actions.shape == (batch_size, 2)
+    assert type(state) is tuple
+    for array in state:
+        assert isinstance(array, np.ndarray)
+        assert len(array) == batch_size
+    for row in range(batch_size):
+        alone, _ = policy.predict(obs[row], deterministic=True)
+        np.testing.assert_allclose(alone, actions[row], rtol=0, atol=1e-5)
+
+
+def test_predict_takes_one_observation(core):
+    policy = make_policy(core)
+    obs = VECTOR.sample()
+    action, state = policy.predict(obs, deterministic=True)
+    assert action.shape == (2,)
+    assert all(len(array) == 1 for array in state)
+    batch, batch_state = policy.predict(obs[None], deterministic=True)
+    np.testing.assert_array_equal(batch[0], action)
+    second, _ = policy.predict(obs, state, deterministic=True)
+    again, _ = policy.predict(obs[None], batch_state, np.array([False]), deterministic=True)
+    np.testing.assert_array_equal(again[0], second)
+    assert not np.allclose(second, action)
+
+
+def test_predict_takes_one_dict(core):
+    policy = make_policy(core, DICT, spaces.Discrete(3))
+    obs = DICT.sample()
+    action, state = policy.predict(obs)
+    assert action.shape == ()
+    action, state = policy.predict(obs, state, np.array([False]))
+    assert policy.action_space.contains(action)
+    actions, _ = policy.predict({key: np.stack([value] * 4) for key, value in obs.items()})
+    assert actions.shape == (4,)
+
+
+def test_an_episode_start_forgets(core):
+    policy = make_policy(core)
+    obs = np.random.default_rng(0).uniform(-1, 1, (2, 3)).astype(np.float32)
+    first, state = policy.predict(obs, deterministic=True)
+    second, _ = policy.predict(obs, state, np.array([True, False]), deterministic=True)
+    assert np.array_equal(second[0], first[0])
+    assert not np.allclose(second[1], first[1])
+
+
+def test_predict_leaves_its_state_alone_and_states_pickle(core):
+    policy = make_policy(core)
+    obs = np.zeros((2, 3), np.float32)
+    _, state = policy.predict(obs)
+    kept = pickle.loads(pickle.dumps(state))
+    first, _ = policy.predict(obs, state, deterministic=True)
+    again, _ = policy.predict(obs, kept, deterministic=True)
+    np.testing.assert_array_equal(first, again)
+    for array, before in zip(state, kept, strict=True):
+        np.testing.assert_array_equal(array, before)
+
+
+def test_predict_refuses_a_state_of_another_batch_size(core):
+    policy = make_policy(core)
+    _, state = policy.predict(np.zeros((2, 3), np.float32))
+    for wrong in (state, state[:1], ()):
+        with pytest.raises(ValueError, match=r"^state must be arrays of shapes \[.*\] for 3 observations, got \[.*\]$"):
+            policy.predict(np.zeros((3, 3), np.float32), wrong)
+
+
+def test_predict_refuses_episode_starts_of_another_batch_size(core):
+    policy = make_policy(core)
+    with pytest.raises(ValueError, match=r"^episode_start must have one entry an observation, 3, got 2$"):
+        policy.predict(np.zeros((3, 3), np.float32), episode_start=np.array([True, False]))
+
+
+def test_predict_refuses_what_is_not_finite(core):
+    policy = make_policy(core)
+    with pytest.raises(ValueError, match=r"^observation must be finite, got nan$"):
+        policy.predict(np.array([0, np.nan, 0], np.float32))
+    policy = make_policy(core, DICT, spaces.Discrete(3))
+    with pytest.raises(ValueError, match=r"^observation\['vector'\] must be finite, got inf$"):
+        policy.predict({"vector": np.array([0, np.inf, 0], np.float32), "symbol": np.array(1)})
+
+
+def test_predict_refuses_what_reset_returns(core):
+    with pytest.raises(ValueError, match=r"^observation must be an array or a dict, got a tuple"):
+        make_policy(core).predict((np.zeros(3, np.float32), {}))
+
+
+def test_acting_stays_within_the_bounds(core):
+    policy = make_policy(core, action_space=spaces.Box(-0.01, 0.02, (2,)))
+    actions, _ = policy.predict(np.zeros((50, 3), np.float32))
+    assert actions.min() == np.float32(-0.01)
+    assert actions.max() == np.float32(0.02)
+
+
+def test_evaluation_of_stable_baselines3(core):
+    """Deterministic environments and actions: the episodes are those of acting by hand with a carried state."""
+    model = sharpen(make_model(core, vec(action_space=ACTION)))
+    env = vec(2)
+    env.seed(5)
+    returns, lengths = evaluate_policy(sharpen(make_model(core, env)), env, 6, return_episode_rewards=True)
+    assert len(returns) == len(lengths) == 6
+    eval_env = vec(2, action_space=ACTION)
+    callback = EvalCallback(eval_env, eval_freq=5, n_eval_episodes=3, verbose=0)
+    model.learn(36, callback=callback)
+    assert np.isfinite(callback.last_mean_reward)
+
+
+@pytest.mark.parametrize("net_arch", [None, {"pi": [5], "vf": [6, 7]}])
+def test_save_and_load_the_policy_alone(core, net_arch, tmp_path):
+    core_class, _ = CORES[core]
+    sizes = SIZES | {"d_model": 12, "n_layers": 1, "n_heads": 3, "window": 2} if core in ("plain", "fast") else SIZES
+    policy = MemoryPolicy(VECTOR, ACTION, lambda _: 1e-3, core_class=core_class, core_kwargs=sizes, net_arch=net_arch)
+    policy.save(tmp_path / "policy.pth")
+    loaded = MemoryPolicy.load(tmp_path / "policy.pth", device="cpu")
+    obs = np.random.default_rng(0).uniform(-1, 1, (2, 3)).astype(np.float32)
+    state = other = None
+    for _ in range(3):
+        actions, state = policy.predict(obs, state, deterministic=True)
+        others, other = loaded.predict(obs, other, deterministic=True)
+        np.testing.assert_array_equal(others, actions)
+    for array, same in zip(state, other, strict=True):
+        np.testing.assert_array_equal(array, same)
+
+
+def test_separate_encoders_are_refused(core):
+    with pytest.raises(ValueError, match=r"^share_features_extractor must be True: .* got False$"):
+        make_model(core, policy_kwargs={"share_features_extractor": False})
+
+
+def test_orthogonal_initialisation_leaves_the_core_alone(core):
+    """Rows of the encoder-to-head layers are orthogonal, the core is as its class makes it."""
+    core_class, core_kwargs = CORES[core]
+    arguments = {"core_class": core_class, "core_kwargs": core_kwargs, "net_arch": [4]}
+    torch.manual_seed(0)
+    with_it = MemoryPolicy(VECTOR, ACTION, lambda _: 1e-3, **arguments, ortho_init=True)
+    torch.manual_seed(0)
+    without = MemoryPolicy(VECTOR, ACTION, lambda _: 1e-3, **arguments, ortho_init=False)
+    for (name, one), two in zip(with_it.core.named_parameters(), without.core.parameters(), strict=True):
+        assert torch.equal(one, two), name
+    weight = with_it.mlp_extractor.policy_net[0].weight
+    torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(4))
+
+
+def test_the_core_reads_inputs_of_unit_scale(core):
+    policy = make_policy(core)
+    x = policy.core_input(policy.extract_features(100 * torch.randn(50, 3)))
+    torch.testing.assert_close(x.mean(dim=-1), torch.zeros(50), rtol=0, atol=1e-5)
+    torch.testing.assert_close(x.square().mean(dim=-1), torch.ones(50), rtol=0, atol=1e-3)
+
+
+def test_everything_stays_on_the_device_of_its_input(core):
+    """On the meta device, which refuses tensors of any other."""
+    policy = make_policy(core, action_space=spaces.Discrete(3))
+    sequences = make_sequences(policy)
+    policy = policy.to("meta")
+    on_meta = Sequences(
+        sequences.observations.to("meta"),
+        sequences.episode_starts.to("meta"),
+        tuple(part.to("meta") for part in sequences.state),
+    )
+    features, state = policy._features(on_meta)
+    assert features.shape == (B * T, policy.core.d_model)
+    values = policy.predict_values(on_meta.observations[:, 0], policy.initial_state(B), on_meta.episode_starts[:, 0])
+    assert values.shape == (B, 1)
+    for part, before in zip(state, sequences.state, strict=True):
+        assert part.device.type == "meta"
+        assert part.shape == before.shape
+        assert part.dtype == before.dtype
+    assert features.device.type == values.device.type == "meta"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_learns_and_predicts_on_cuda(core):
+    model = make_model(core, device="cuda").learn(72)
+    assert {parameter.device.type for parameter in model.policy.parameters()} == {"cuda"}
+    obs = np.zeros((2, 3), np.float32)
+    _, state = model.predict(obs)
+    _, state = model.predict(obs, state, np.array([True, False]))
+    assert all(isinstance(array, np.ndarray) for array in state)

@@ -1,0 +1,203 @@
+"""Trains one agent: settings -> environments -> model -> learn -> evaluate -> save.
+
+    python train_agent.py --config configs/tmaze.yaml --ppo.gamma 0.995
+    python train_agent.py --resume runs/TMaze-v0_feedback_0
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+
+import envs
+from fbrl import MemoryPPO
+from fbrl.callbacks import Checkpoint, EntropySchedule, Evaluate, MemoryFigures, ProgressBar
+from fbrl.encoders import MiniGridEncoder, is_minigrid_space
+from fbrl.evaluation import play, summarise
+from fbrl.runs import create_run, load_checkpoint, save_checkpoint
+from fbrl.settings import EnvSettings, OneLineParser, Settings, SettingsError, add_settings, fail, load_settings, to_settings
+
+FINAL_EPISODES = 200
+
+
+class Interrupted(Exception):
+    """The training was asked to stop, and saved first."""
+
+
+def make_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
+    """``n_envs`` environments of the task, seeded with seed, seed + 1, ..., that log whole episodes."""
+
+    def make(index: int) -> Any:
+        return envs.make(
+            env.id,
+            seed=seed + index,
+            previous_action=env.previous_action,
+            previous_reward=env.previous_reward,
+            **env.kwargs,
+        )
+
+    # one process: on a few cores, environments in processes of their own are slower than the time they take
+    return VecMonitor(DummyVecEnv([lambda index=index: make(index) for index in range(n_envs)]))
+
+
+def make_model(settings: Settings, env: VecEnv) -> PPO:
+    """The agent: PPO with a Feedback Transformer, or the memoryless control with the same encoder."""
+    ppo, core, space = settings.ppo, settings.core, env.observation_space
+    if isinstance(space, spaces.Dict):
+        policy = "MultiInputPolicy"
+    else:
+        policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+    policy_kwargs: dict[str, Any] = {}
+    if is_minigrid_space(space):
+        policy_kwargs["features_extractor_class"] = MiniGridEncoder
+        policy_kwargs["features_extractor_kwargs"] = {"features_dim": core.d_model}
+    kwargs: dict[str, Any] = {
+        "learning_rate": LinearSchedule(ppo.learning_rate, ppo.learning_rate_end, end_fraction=1.0),
+        "n_steps": ppo.n_steps,
+        "batch_size": ppo.batch_size,
+        "n_epochs": ppo.n_epochs,
+        "gamma": ppo.gamma,
+        "gae_lambda": ppo.gae_lambda,
+        "clip_range": ppo.clip_range,
+        "ent_coef": ppo.ent_coef,
+        "vf_coef": ppo.vf_coef,
+        "max_grad_norm": ppo.max_grad_norm,
+        "target_kl": ppo.target_kl,
+        "seed": settings.run.seed,
+        "device": settings.run.device,
+    }
+    if core.name == "none":
+        return PPO(policy, env, policy_kwargs=policy_kwargs, **kwargs)
+    sizes = {key: value for key, value in dataclasses.asdict(core).items() if key != "name"}
+    return MemoryPPO(policy, env, seq_len=ppo.seq_len, policy_kwargs=policy_kwargs | {"core_kwargs": sizes}, **kwargs)
+
+
+@contextlib.contextmanager
+def saving_on_interrupt(checkpoint: Checkpoint) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask for a checkpoint and the end; a second one ends at once."""
+
+    def ask(number: int, frame: object) -> None:
+        checkpoint.stop_asked = True
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        print("\nsaving after this update (once more to stop at once) ...", file=sys.stderr)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def learn(model: PPO, settings: Settings, folder: Path) -> None:
+    """Trains up to ``ppo.timesteps``, evaluating and saving on the way; raises Interrupted after an interrupt."""
+    ppo, run = settings.ppo, settings.run
+    model.set_logger(configure(str(folder), ["tensorboard"]))
+    eval_env = make_envs(settings.env, seed=run.seed + 1_000_000, n_envs=min(run.eval_episodes, 64))
+    evaluate = Evaluate(eval_env, folder, run.eval_every, run.eval_episodes, run.seed + 1_000_000, run.stop_at_success)
+    checkpoint = Checkpoint(folder, run.checkpoint_every)
+    callbacks: list[BaseCallback] = [evaluate, checkpoint, MemoryFigures()]
+    if ppo.ent_coef_end is not None:
+        callbacks.append(EntropySchedule(ppo.ent_coef, ppo.ent_coef_end))
+    if run.progress_bar:
+        callbacks.append(ProgressBar())
+    with saving_on_interrupt(checkpoint):
+        model.learn(ppo.timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)
+    if checkpoint.stopped:
+        raise Interrupted
+    evaluate.evaluate()
+    model.logger.dump(model.num_timesteps)
+    save_checkpoint(model, folder)
+    (folder / "finished").touch()
+
+
+def train(settings: Settings, resume: Path | None = None) -> Path:
+    """One run from its start, or from its last checkpoint, to its end; returns its folder."""
+    if settings.run.threads is not None:
+        torch.set_num_threads(settings.run.threads)
+    env = make_envs(settings.env, settings.run.seed, settings.env.n_envs)
+    if resume is None:
+        model = make_model(settings, env)
+        folder = create_run(settings)
+        print(f"{folder}: {settings.core.name} core on {settings.env.id}, {settings.ppo.timesteps:,} steps")
+    else:
+        folder = resume
+        model = load_checkpoint(folder, settings.core.name != "none", env, settings.run.device)
+        print(f"{folder}: going on from {model.num_timesteps:,} of {settings.ppo.timesteps:,} steps")
+    try:
+        learn(model, settings, folder)
+    except Interrupted:
+        print(f"{folder}: saved at {model.num_timesteps:,} steps; go on with: python train_agent.py --resume {folder}")
+        raise SystemExit(130) from None
+    return folder
+
+
+def final_line(settings: Settings, folder: Path) -> str:
+    """How well the agent of the last checkpoint does, as a line of text."""
+    from fbrl.evaluation import load_agent
+
+    agent = load_agent(folder / "last.zip", settings.run.device)
+    env = make_envs(settings.env, settings.run.seed + 2_000_000, n_envs=50)
+    summary = summarise(play(agent, env, FINAL_EPISODES, deterministic=True))
+    parts = [f"{settings.core.name:>10}"]
+    if summary.success is not None:
+        success = summary.success
+        parts.append(f"success {success.value:.3f} [{success.low:.3f}, {success.high:.3f}]")
+    parts.append(f"return {summary.returns.value:.3f}  length {summary.length.value:.1f}")
+    return "  ".join(parts)
+
+
+def parse(arguments: list[str] | None = None) -> tuple[Settings, Path | None]:
+    """The settings, and the run to resume if any.
+
+    Raises:
+        SettingsError: where an argument, the file or a setting cannot be used.
+    """
+    parser = OneLineParser(prog="train_agent.py", description="Trains one agent and evaluates it.")
+    parser.add_argument("--resume", type=str, default=None, metavar="RUN", help="Go on with the run in this folder.")
+    add_settings(parser)
+    given = sys.argv[1:] if arguments is None else arguments
+    namespace = parser.parse_args(given)
+    if namespace.resume is None:
+        return to_settings(namespace), None
+    if len(given) > (1 if given[0].startswith("--resume=") else 2):
+        raise SettingsError(f"--resume takes the run's own settings and no others, got {' '.join(given)}")
+    folder = Path(namespace.resume)
+    if not (folder / "config.yaml").is_file():
+        raise SettingsError(f"--resume {folder}: holds no run; expected a folder with config.yaml and last.zip")
+    if (folder / "finished").exists():
+        raise SettingsError(f"--resume {folder}: this run has finished; start another one with another run.name")
+    return load_settings(folder / "config.yaml"), folder
+
+
+def main() -> None:
+    """The script."""
+    try:
+        settings, resume = parse()
+        lines = [final_line(settings, train(settings, resume))]
+        if settings.run.control and settings.core.name != "none":
+            folder = Path(settings.run.folder)
+            control = dataclasses.replace(settings, core=dataclasses.replace(settings.core, name="none"))
+            lines.append(final_line(control, train(control)))
+    except (ValueError, FloatingPointError) as error:
+        fail(error)
+    print(f"{settings.env.id}, {FINAL_EPISODES} episodes, the most probable action, 95 % intervals:")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
