@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
-import stable_baselines3
-import torch
 from gymnasium import spaces
 from jsonargparse import Namespace
 from stable_baselines3 import PPO
@@ -24,12 +20,13 @@ import envs
 from envs.start_states import FixedStart, StartState, StartStatesError, start_states
 from fbrl.evaluation import AgentError, Estimate, Summary, load_agent, play, summarise
 from fbrl.policy import MemoryPolicy
-from fbrl.settings import EnvSettings, OneLineParser, Settings, SettingsError, fail, load_settings
+from fbrl.runs import versions
+from fbrl.settings import EnvSettings, OneLineParser, Settings, SettingsError, check_device, fail, load_settings
 from fbrl.video import record, save_gif
 
 EPISODES = 200
 VIDEO_EPISODES = 4
-SEED = 1000  # far from the seeds 0, 1, 2, ... that agents are usually trained with
+SEED = 1000  # apart from the seeds 0, 1, 2, ... that agents are usually trained with
 
 
 def make_parser() -> OneLineParser:
@@ -74,16 +71,7 @@ def check_arguments(args: Namespace) -> None:
             raise SettingsError(f"--{name} {file}: there is no folder {Path(file).parent}")
         if file is not None and Path(file).exists():
             raise SettingsError(f"--{name} {file}: exists already and would be overwritten; give a new file")
-    if args.device != "auto":
-        check_device(args.device)
-
-
-def check_device(name: str) -> None:
-    """Raises SettingsError where PyTorch has no such device."""
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # an unknown name, or one that this machine lacks
-        raise SettingsError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    check_device("--device", args.device)
 
 
 def find_agent(given: str) -> tuple[Path, Settings]:
@@ -125,7 +113,7 @@ def check_agent(path: Path, agent: PPO, settings: Settings) -> None:
         for name, size in agent.policy.core_kwargs.items():
             if name in described and described[name] != size:
                 raise SettingsError(f"{path}: core.{name} is {size}, but {described[name]} in {config}")
-    env = make_env(settings.env)
+    env = agent._wrap_env(make_env(settings.env))  # turns pictures as Stable-Baselines3 does before training
     for name, saved, given in (
         ("observations", agent.observation_space, env.observation_space),
         ("actions", agent.action_space, env.action_space),
@@ -214,10 +202,7 @@ def as_json(summary: Summary, checkpoint: Path, agent: PPO, env: EnvSettings, ar
         result[name] = None if estimate is None else estimate.value
         known = estimate is not None and not math.isnan(estimate.low)
         result[key] = [estimate.low, estimate.high] if estimate is not None and known else None
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__}
-    return result | {
-        "versions": versions | {"stable_baselines3": stable_baselines3.__version__, "gymnasium": gym.__version__}
-    }
+    return result | {"versions": versions()}
 
 
 def main(arguments: list[str] | None = None) -> None:

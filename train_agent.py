@@ -1,7 +1,7 @@
 """Trains one agent: settings -> environments -> model -> learn -> evaluate -> save.
 
-    python train_agent.py --config configs/tmaze.yaml --ppo.gamma 0.995
-    python train_agent.py --resume runs/TMaze-v0_feedback_0
+python train_agent.py --config configs/tmaze.yaml --ppo.gamma 0.995
+python train_agent.py --resume runs/TMaze-v0_feedback_0
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,22 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
-import envs
+from evaluate_agent import make_env
 from fbrl import MemoryPPO
 from fbrl.callbacks import Checkpoint, EntropySchedule, Evaluate, MemoryFigures, ProgressBar
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
-from fbrl.evaluation import play, summarise
+from fbrl.evaluation import load_agent, play, summarise
 from fbrl.runs import create_run, load_checkpoint, save_checkpoint
-from fbrl.settings import EnvSettings, OneLineParser, Settings, SettingsError, add_settings, fail, load_settings, to_settings
+from fbrl.settings import (
+    EnvSettings,
+    OneLineParser,
+    Settings,
+    SettingsError,
+    add_settings,
+    fail,
+    load_settings,
+    to_settings,
+)
 
 FINAL_EPISODES = 200
 
@@ -41,17 +51,8 @@ class Interrupted(Exception):
 def make_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
     """``n_envs`` environments of the task, seeded with seed, seed + 1, ..., that log whole episodes."""
 
-    def make(index: int) -> Any:
-        return envs.make(
-            env.id,
-            seed=seed + index,
-            previous_action=env.previous_action,
-            previous_reward=env.previous_reward,
-            **env.kwargs,
-        )
-
     # one process: on a few cores, environments in processes of their own are slower than the time they take
-    return VecMonitor(DummyVecEnv([lambda index=index: make(index) for index in range(n_envs)]))
+    return VecMonitor(DummyVecEnv([partial(make_env, env, seed=seed + index) for index in range(n_envs)]))
 
 
 def make_model(settings: Settings, env: VecEnv) -> PPO:
@@ -148,8 +149,6 @@ def train(settings: Settings, resume: Path | None = None) -> Path:
 
 def final_line(settings: Settings, folder: Path) -> str:
     """How well the agent of the last checkpoint does, as a line of text."""
-    from fbrl.evaluation import load_agent
-
     agent = load_agent(folder / "last.zip", settings.run.device)
     env = make_envs(settings.env, settings.run.seed + 2_000_000, n_envs=50)
     summary = summarise(play(agent, env, FINAL_EPISODES, deterministic=True))
@@ -190,11 +189,12 @@ def main() -> None:
         settings, resume = parse()
         lines = [final_line(settings, train(settings, resume))]
         if settings.run.control and settings.core.name != "none":
-            folder = Path(settings.run.folder)
             control = dataclasses.replace(settings, core=dataclasses.replace(settings.core, name="none"))
             lines.append(final_line(control, train(control)))
     except (ValueError, FloatingPointError) as error:
         fail(error)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     print(f"{settings.env.id}, {FINAL_EPISODES} episodes, the most probable action, 95 % intervals:")
     print("\n".join(lines))
 

@@ -1,7 +1,7 @@
 """Feedback memory for Stable-Baselines3.
 
-    from fbrl import MemoryPPO
-    model = MemoryPPO("MlpPolicy", env)
+from fbrl import MemoryPPO
+model = MemoryPPO("MlpPolicy", env)
 """
 
 from fbrl.policy import MemoryPolicy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,14 @@ class ProgressBar(BaseCallback):
 
     def _on_training_start(self) -> None:
         total = self.locals["total_timesteps"]
-        self.bar = tqdm(total=total, initial=self.model.num_timesteps, unit="step", unit_scale=True, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=total,
+            initial=self.model.num_timesteps,
+            unit="step",
+            unit_scale=True,
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,  # seconds; a log file gets few lines
+        )
 
     def _on_step(self) -> bool:
         self.bar.update(min(self.model.num_timesteps, self.bar.total) - self.bar.n)

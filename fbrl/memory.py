@@ -49,7 +49,3 @@ class Memory(NamedTuple):
         """Writes the memory vectors ``m`` (B, D) of one step; the oldest slot falls out of a full window."""
         slots = torch.cat([self.slots[:, 1:], m.unsqueeze(1)], dim=1)
         return Memory(slots, (self.length + 1).clamp(max=self.slots.shape[1]))
-
-    def rows(self, index: Tensor) -> Memory:
-        """The memories of some of the sequences: ``index`` (N,) int64 or (B,) bool."""
-        return Memory(self.slots[index], self.length[index])

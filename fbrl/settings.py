@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
@@ -142,7 +143,7 @@ class Settings:
 GROUPS: dict[str, type[Any]] = {"env": EnvSettings, "core": CoreSettings, "ppo": PPOSettings, "run": RunSettings}
 
 
-class OneLineParser(ArgumentParser):  # type: ignore[misc]
+class OneLineParser(ArgumentParser):
     """jsonargparse's parser, whose errors are one line on stderr and exit code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -201,6 +202,7 @@ def check(settings: Settings) -> None:
         "ppo.timesteps": ppo.timesteps,
         "ppo.seq_len": ppo.seq_len,
         "ppo.n_epochs": ppo.n_epochs,
+        "run.threads": 1 if run.threads is None else run.threads,
         "run.eval_every": run.eval_every,
         "run.eval_episodes": run.eval_episodes,
         "run.checkpoint_every": run.checkpoint_every,
@@ -208,14 +210,28 @@ def check(settings: Settings) -> None:
     for name, value in at_least_one.items():
         if value < 1:
             raise SettingsError(f"{name} must be at least 1, got {value}")
-    for name, value in {"ppo.gamma": ppo.gamma, "ppo.gae_lambda": ppo.gae_lambda}.items():
-        if not 0 <= value <= 1:
-            raise SettingsError(f"{name} must be between 0 and 1, got {value}")
+    if run.seed < 0:
+        raise SettingsError(f"run.seed must be at least 0, got {run.seed}")
+    for name, share in {"ppo.gamma": ppo.gamma, "ppo.gae_lambda": ppo.gae_lambda}.items():
+        if not 0 <= share <= 1:
+            raise SettingsError(f"{name} must be between 0 and 1, got {share}")
     for name, value in {"ppo.n_steps": ppo.n_steps, "ppo.batch_size": ppo.batch_size}.items():
         if value < 1 or value % ppo.seq_len:
             raise SettingsError(f"{name} must be a multiple of ppo.seq_len = {ppo.seq_len}, got {value}")
     if core.d_model % core.n_heads:
         raise SettingsError(f"core.n_heads must divide core.d_model = {core.d_model}, got {core.n_heads}")
+    check_device("run.device", run.device)
+
+
+def check_device(name: str, device: str) -> None:
+    """Raises SettingsError where PyTorch has no such device; Stable-Baselines3 would take the CPU without a word."""
+    if device == "auto":
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or one that this machine lacks
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"{name} must be auto, cpu, cuda, cuda:1, ..., got {device}: {reason}") from None
 
 
 def fail(error: object) -> NoReturn:

@@ -56,8 +56,7 @@ def attention(policy: MemoryPolicy, observation: Any, state: tuple[NDArray[Any],
     policy.set_training_mode(False)
     with torch.no_grad():
         obs, _ = policy.obs_to_tensor(observation)
-        x = policy.core_input(policy.extract_features(obs))
-        _, weights = policy.core.read(x, memory)
+        _, weights = policy.core.read(policy.encode(obs), memory)
     mean: NDArray[np.float64] = weights[0].mean(dim=1).double().cpu().numpy()
     mean[:, 1:][:, ~memory.readable[0].cpu().numpy()] = np.nan
     return mean

@@ -7,7 +7,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from fbrl import MemoryPPO
@@ -16,6 +15,7 @@ from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
 
 SIZES = {"d_model": 8, "n_layers": 2, "n_heads": 2, "window": 5}
+# the cores that remember: each goes through all tests of the policy and of training
 CORES: dict[str, tuple[type[Core], dict[str, Any]]] = {
     "plain": (FeedbackTransformer, SIZES),
     "fast": (FastFeedbackTransformer, SIZES),
@@ -53,7 +53,21 @@ class RandomTask(gym.Env):
         assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
         self.left -= 1
         end, cut = self.left == 0, self.np_random.random() < 0.5
-        return self.observation_space.sample(), float(self.np_random.normal()), bool(end and not cut), bool(end and cut), {}
+        return (
+            self.observation_space.sample(),
+            float(self.np_random.normal()),
+            bool(end and not cut),
+            bool(end and cut),
+            {},
+        )
+
+
+class EchoTask(RandomTask):
+    """Pays the sum of the action, so that returns tell what was remembered."""
+
+    def step(self, action):
+        obs, _, terminated, truncated, info = super().step(action)
+        return obs, float(np.sum(action)), terminated, truncated, info
 
 
 class ConstantTask(gym.Env):
@@ -103,7 +117,3 @@ def sharpen(model, factor=100.0):
 
 def parameters(model):
     return {name: value.detach().clone() for name, value in model.policy.named_parameters()}
-
-
-def last_obs(model):
-    return obs_as_tensor(model._last_obs, model.device)

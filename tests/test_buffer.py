@@ -101,7 +101,7 @@ def test_an_epoch_uses_everything_once(batch_size):
 
 def test_the_order_is_drawn_anew_in_every_epoch():
     buffer = filled()
-    np.random.seed(0)  # noqa: NPY002  (the generator that Stable-Baselines3 seeds and draws from)
+    np.random.seed(0)
     epochs = [[int(batch.observations.observations[0, 0, 0]) for batch in buffer.get(T)] for _ in range(3)]
     assert len({tuple(epoch) for epoch in epochs}) == 3
 

@@ -1,6 +1,5 @@
 import pickle
 
-import pytest
 import torch
 
 from fbrl.memory import Memory
@@ -61,22 +60,12 @@ def test_window_of_one():
     assert memory.length.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("index", [torch.tensor([2, 0]), torch.tensor([True, False, True])])
-def test_rows(index):
-    memory = filled([1, 2, 3])
-    picked = memory.rows(index)
-    assert picked.slots.shape == (2, M, D)
-    torch.testing.assert_close(picked.slots, memory.slots[index], rtol=0, atol=0)
-    torch.testing.assert_close(picked.length, memory.length[index], rtol=0, atol=0)
-
-
 def test_a_memory_is_a_value():
     """No method changes the memory that it is called on."""
     memory = filled([2, 5])
     slots, length = memory.slots.clone(), memory.length.clone()
     memory.push(torch.ones(B, D))
     memory.reset(torch.tensor([True, True]))
-    memory.rows(torch.tensor([1]))
     assert torch.equal(memory.slots, slots)
     assert torch.equal(memory.length, length)
 

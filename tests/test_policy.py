@@ -8,7 +8,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from fbrl.policy import MemoryPolicy, Sequences
-from tests.tasks import CORES, DICT, SIZES, VECTOR, make_model, sharpen, vec
+from tests.tasks import CORES, DICT, VECTOR, EchoTask, make_model, sharpen, vec
 
 B, T = 3, 9  # T is longer than the window of 5
 ACTION = spaces.Box(-10, 10, (2,))
@@ -190,23 +190,35 @@ def test_acting_stays_within_the_bounds(core):
 
 
 def test_evaluation_of_stable_baselines3(core):
-    """Deterministic environments and actions: the episodes are those of acting by hand with a carried state."""
+    """``evaluate_policy`` gets the returns of acting by hand with a carried state."""
     model = sharpen(make_model(core, vec(action_space=ACTION)))
-    env = vec(2)
+    env = vec(2, EchoTask, action_space=ACTION)
     env.seed(5)
-    returns, lengths = evaluate_policy(sharpen(make_model(core, env)), env, 6, return_episode_rewards=True)
-    assert len(returns) == len(lengths) == 6
-    eval_env = vec(2, action_space=ACTION)
-    callback = EvalCallback(eval_env, eval_freq=5, n_eval_episodes=3, verbose=0)
+    returns, _ = evaluate_policy(model, env, 8, return_episode_rewards=True)
+
+    env.seed(5)
+    obs, state, starts, expected = env.reset(), None, np.ones(2, bool), [[], []]
+    while min(map(len, expected)) < 4:
+        actions, state = model.predict(obs, state, starts, deterministic=True)
+        obs, _, starts, infos = env.step(actions)
+        for row in np.flatnonzero(starts):
+            expected[row].append(infos[row]["episode"]["r"])
+    np.testing.assert_allclose(sorted(returns), sorted(expected[0][:4] + expected[1][:4]), rtol=0, atol=1e-4)
+
+
+def test_evaluation_during_training(core):
+    model = make_model(core, vec(action_space=ACTION))
+    callback = EvalCallback(vec(2, action_space=ACTION), eval_freq=5, n_eval_episodes=3, verbose=0)
     model.learn(36, callback=callback)
     assert np.isfinite(callback.last_mean_reward)
 
 
 @pytest.mark.parametrize("net_arch", [None, {"pi": [5], "vf": [6, 7]}])
 def test_save_and_load_the_policy_alone(core, net_arch, tmp_path):
-    core_class, _ = CORES[core]
-    sizes = SIZES | {"d_model": 12, "n_layers": 1, "n_heads": 3, "window": 2} if core in ("plain", "fast") else SIZES
-    policy = MemoryPolicy(VECTOR, ACTION, lambda _: 1e-3, core_class=core_class, core_kwargs=sizes, net_arch=net_arch)
+    """Sizes that are not the defaults come back."""
+    core_class, core_kwargs = CORES[core]
+    arguments = {"core_class": core_class, "core_kwargs": core_kwargs, "net_arch": net_arch}
+    policy = MemoryPolicy(VECTOR, ACTION, lambda _: 1e-3, **arguments)
     policy.save(tmp_path / "policy.pth")
     loaded = MemoryPolicy.load(tmp_path / "policy.pth", device="cpu")
     obs = np.random.default_rng(0).uniform(-1, 1, (2, 3)).astype(np.float32)

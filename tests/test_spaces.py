@@ -20,7 +20,9 @@ OBSERVATIONS = {
     "minigrid": spaces.Dict(
         {
             "image": spaces.Box(
-                np.zeros((3, 3, 3), np.uint8), np.broadcast_to(np.array([10, 5, 2], np.uint8), (3, 3, 3)), dtype=np.uint8
+                np.zeros((3, 3, 3), np.uint8),
+                np.broadcast_to(np.array([10, 5, 2], np.uint8), (3, 3, 3)),
+                dtype=np.uint8,
             ),
             "direction": spaces.Discrete(4),
             "mission": spaces.Box(0, 9, (4,), np.int64),

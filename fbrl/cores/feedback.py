@@ -103,7 +103,8 @@ class FeedbackTransformer(Core):
         if d_model % n_heads:
             raise ValueError(f"n_heads must divide d_model, got n_heads={n_heads} and d_model={d_model}")
         self.d_model, self.n_heads, self.window = d_model, n_heads, window
-        self.layers = nn.ModuleList(FeedbackLayer(d_model, n_heads, d_feedforward) for _ in range(n_layers))
+        layers = [FeedbackLayer(d_model, n_heads, d_feedforward) for _ in range(n_layers)]
+        self.layers = nn.ModuleList(layers)
         self.mix = nn.Parameter(torch.zeros(n_layers + 1))  # w: what each layer adds to a memory vector
         self.ln_m = nn.LayerNorm(d_model)
         self.w_k = nn.Linear(d_model, d_model, bias=False)
@@ -111,7 +112,7 @@ class FeedbackTransformer(Core):
         self.distance = nn.Parameter(0.02 * torch.randn(window, d_model // n_heads))  # r: row 0 is distance 1
         self.ln_out = nn.LayerNorm(d_model)
         with torch.no_grad():
-            for layer in self.layers:
+            for layer in layers:
                 layer.w_o.weight /= math.sqrt(2 * n_layers)
                 layer.w_2.weight /= math.sqrt(2 * n_layers)
 
