@@ -128,6 +128,13 @@ def test_a_cut_episode_is_bootstrapped_with_the_memory_after_its_last_step(core,
     assert n_over > 1
     for part, same in zip(model._last_state, state, strict=True):
         torch.testing.assert_close(part, same, rtol=0, atol=1e-5)
+    # the rollout's last advantage: one step of temporal difference, with the memory after the last step too
+    going_on = ~recorder.dones[-1]
+    with torch.no_grad():
+        values = model.policy.predict_values(tensors(model._last_obs), state, torch.as_tensor(~going_on))
+    expected = buffer.rewards[-1] + GAMMA * going_on * values.flatten().numpy() - buffer.values[-1]
+    assert going_on.any()
+    np.testing.assert_allclose(buffer.advantages[-1], expected, rtol=0, atol=1e-5)
 
 
 @every_core
@@ -210,7 +217,7 @@ def identity_and_ppo(action_space, **kwargs):
 )
 def test_reduces_to_ppo(action_space, use_sde):
     """With a core that is the identity map and sequences of one step, MemoryPPO is PPO: rollouts and weights."""
-    model, ppo, pairs = identity_and_ppo(action_space, use_sde=use_sde)
+    model, ppo, pairs = identity_and_ppo(action_space, use_sde=use_sde, sde_sample_freq=5)
     for agent in (model, ppo):
         agent.set_random_seed(7)
         agent.learn(2 * 36)
