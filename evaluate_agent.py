@@ -135,18 +135,23 @@ def evaluate(agent: PPO, env: EnvSettings, args: Namespace) -> Summary:
     """Plays the episodes that the command line asks for."""
     zero_memory = args.control == "zero-memory"
     if args.exhaustive:
-        try:
-            states = start_states(env.id, **all_kwargs(env))
-            vec_env = DummyVecEnv([partial(_start_at, env, state) for state in states])
-            episodes = play(agent, vec_env, deterministic=True, zero_memory=zero_memory)
-        except StartStatesError as error:
-            raise SettingsError(f"--exhaustive: {error}") from None
-        return summarise(episodes, [state.probability for state in states])
+        return exhaustive(agent, env, zero_memory)
     n_episodes = args.episodes or EPISODES
     seeds = range(args.seed, args.seed + min(env.n_envs, n_episodes))
     vec_env = DummyVecEnv([partial(make_env, env, seed=seed) for seed in seeds])
     set_random_seed(args.seed)
     return summarise(play(agent, vec_env, n_episodes, deterministic=args.deterministic, zero_memory=zero_memory))
+
+
+def exhaustive(agent: PPO, env: EnvSettings, zero_memory: bool = False) -> Summary:
+    """Plays every start state once with the most probable actions; raises SettingsError where there are too many."""
+    try:
+        states = start_states(env.id, **all_kwargs(env))
+        vec_env = DummyVecEnv([partial(_start_at, env, state) for state in states])
+        episodes = play(agent, vec_env, deterministic=True, zero_memory=zero_memory)
+    except StartStatesError as error:
+        raise SettingsError(f"--exhaustive: {error}") from None
+    return summarise(episodes, [state.probability for state in states])
 
 
 def _start_at(env: EnvSettings, state: StartState) -> gym.Env[Any, Any]:

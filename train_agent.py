@@ -15,21 +15,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecEnv
 
-from evaluate_agent import make_env
+from evaluate_agent import check_agent, make_env
 from fbrl import MemoryPPO
 from fbrl.callbacks import Checkpoint, EntropySchedule, Evaluate, MemoryFigures, ProgressBar
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
 from fbrl.evaluation import load_agent, play, summarise
-from fbrl.runs import create_run, load_checkpoint, save_checkpoint
+from fbrl.ppo import check_spaces
+from fbrl.runs import create_run, load_checkpoint, run_folder
 from fbrl.settings import (
     EnvSettings,
     OneLineParser,
@@ -40,19 +43,25 @@ from fbrl.settings import (
     load_settings,
     to_settings,
 )
+from fbrl.vec_env import FiniteVecEnv
 
 FINAL_EPISODES = 200
 
 
 class Interrupted(Exception):
-    """The training was asked to stop, and saved first."""
+    """The training was asked to stop, and saved first; holds the number of steps."""
 
 
 def make_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
     """``n_envs`` environments of the task, seeded with seed, seed + 1, ..., that log whole episodes."""
 
+    def make(seed: int) -> gym.Env[Any, Any]:
+        made = make_env(env, seed=seed)
+        check_spaces(made)
+        return Monitor(made)
+
     # one process: on a few cores, environments in processes of their own are slower than the time they take
-    return VecMonitor(DummyVecEnv([partial(make_env, env, seed=seed + index) for index in range(n_envs)]))
+    return FiniteVecEnv([partial(make, seed + index) for index in range(n_envs)])
 
 
 def make_model(settings: Settings, env: VecEnv) -> PPO:
@@ -110,19 +119,18 @@ def learn(model: PPO, settings: Settings, folder: Path) -> None:
     model.set_logger(configure(str(folder), ["tensorboard"]))
     eval_env = make_envs(settings.env, seed=run.seed + 1_000_000, n_envs=min(run.eval_episodes, 64))
     evaluate = Evaluate(eval_env, folder, run.eval_every, run.eval_episodes, run.seed + 1_000_000, run.stop_at_success)
-    checkpoint = Checkpoint(folder, run.checkpoint_every)
-    callbacks: list[BaseCallback] = [evaluate, checkpoint, MemoryFigures()]
+    checkpoint, bar = Checkpoint(folder, settings), ProgressBar(run.progress_bar)
+    callbacks: list[BaseCallback] = [evaluate, checkpoint, MemoryFigures(), bar]
     if ppo.ent_coef_end is not None:
         callbacks.append(EntropySchedule(ppo.ent_coef, ppo.ent_coef_end))
-    if run.progress_bar:
-        callbacks.append(ProgressBar())
-    with saving_on_interrupt(checkpoint):
+    with saving_on_interrupt(checkpoint), contextlib.closing(bar):
         model.learn(ppo.timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)
-    if checkpoint.stopped:
-        raise Interrupted
+        if not checkpoint.stopped:
+            checkpoint.save()
+    if checkpoint.stop_asked:
+        raise Interrupted(checkpoint.saved_at)
     evaluate.evaluate()
     model.logger.dump(model.num_timesteps)
-    save_checkpoint(model, folder)
     (folder / "finished").touch()
 
 
@@ -137,12 +145,13 @@ def train(settings: Settings, resume: Path | None = None) -> Path:
         print(f"{folder}: {settings.core.name} core on {settings.env.id}, {settings.ppo.timesteps:,} steps")
     else:
         folder = resume
-        model = load_checkpoint(folder, settings.core.name != "none", env, settings.run.device)
+        model = load_checkpoint(folder, settings, env)
+        check_agent(folder / "last.zip", model, settings)
         print(f"{folder}: going on from {model.num_timesteps:,} of {settings.ppo.timesteps:,} steps")
     try:
         learn(model, settings, folder)
-    except Interrupted:
-        print(f"{folder}: saved at {model.num_timesteps:,} steps; go on with: python train_agent.py --resume {folder}")
+    except Interrupted as stop:
+        print(f"{folder}: saved at {stop.args[0]:,} steps; go on with: python train_agent.py --resume {folder}")
         raise SystemExit(130) from None
     return folder
 
@@ -173,8 +182,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, Path | None]:
     namespace = parser.parse_args(given)
     if namespace.resume is None:
         return to_settings(namespace), None
-    if len(given) > (1 if given[0].startswith("--resume=") else 2):
-        raise SettingsError(f"--resume takes the run's own settings and no others, got {' '.join(given)}")
+    if others := [word for word in given if word.removeprefix("--resume=") not in ("--resume", namespace.resume)]:
+        raise SettingsError(f"--resume takes the run's own settings and no others, got {' '.join(others)}")
     folder = Path(namespace.resume)
     if not (folder / "config.yaml").is_file():
         raise SettingsError(f"--resume {folder}: holds no run; expected a folder with config.yaml and last.zip")
@@ -183,15 +192,26 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, Path | None]:
     return load_settings(folder / "config.yaml"), folder
 
 
+def control_of(settings: Settings) -> Settings | None:
+    """The memoryless control's run, or None where none is to follow."""
+    if not settings.run.control or settings.core.name == "none":
+        return None
+    name = settings.run.name and f"{settings.run.name}_control"
+    core, run = dataclasses.replace(settings.core, name="none"), dataclasses.replace(settings.run, name=name)
+    return dataclasses.replace(settings, core=core, run=run)
+
+
 def main() -> None:
     """The script."""
     try:
         settings, resume = parse()
+        control = control_of(settings)
+        if control is not None:
+            run_folder(control)  # refuse now and not after the training
         lines = [final_line(settings, train(settings, resume))]
-        if settings.run.control and settings.core.name != "none":
-            control = dataclasses.replace(settings, core=dataclasses.replace(settings.core, name="none"))
+        if control is not None:
             lines.append(final_line(control, train(control)))
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         fail(error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -18,6 +18,7 @@ from fbrl.evaluation import play, summarise
 from fbrl.memory import Memory
 from fbrl.policy import MemoryPolicy
 from fbrl.runs import save_checkpoint
+from fbrl.settings import Settings
 
 
 class BetweenUpdates(BaseCallback):
@@ -46,7 +47,7 @@ class Evaluate(BetweenUpdates):
         every: environment steps between evaluations.
         episodes: of one evaluation.
         seed: of the environments.
-        stop_at: ends the training once this score is reached.
+        stop_at: ends the training once this success rate is reached.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Evaluate(BetweenUpdates):
         lines = [line for line in lines if line["timesteps"] <= self.model.num_timesteps]
         self.file.write_text("".join(json.dumps(line) + "\n" for line in lines))
         self.best = max((_score(line) for line in lines), default=float("-inf"))
+        self.reached = bool(lines) and self._is_enough(lines[-1])
         self.next = (lines[-1]["timesteps"] if lines else self.model.num_timesteps) + self.every
 
     def _on_step(self) -> bool:
@@ -92,8 +94,11 @@ class Evaluate(BetweenUpdates):
             self.model.save(self.best_file, exclude=["_last_obs", "_last_episode_starts", "tensorboard_log"])
         with self.file.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        self.reached = self.stop_at is not None and _score(line) >= self.stop_at
+        self.reached = self._is_enough(line)
         return line
+
+    def _is_enough(self, line: dict[str, Any]) -> bool:
+        return self.stop_at is not None and line["success"] is not None and bool(line["success"] >= self.stop_at)
 
 
 def _score(line: dict[str, Any]) -> float:
@@ -105,12 +110,12 @@ class Checkpoint(BetweenUpdates):
 
     Args:
         folder: the run folder.
-        every: environment steps between checkpoints.
+        settings: the run's.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, settings: Settings) -> None:
         super().__init__()
-        self.folder, self.every = folder, every
+        self.folder, self.settings, self.every = folder, settings, settings.run.checkpoint_every
         self.stop_asked = self.stopped = False
 
     def _on_training_start(self) -> None:
@@ -123,8 +128,13 @@ class Checkpoint(BetweenUpdates):
         """Saves where it is time to, or where ``stop_asked`` was set; the training then ends with the next step."""
         if self.stop_asked or self.model.num_timesteps >= self.next:
             self.next = self.model.num_timesteps + self.every
-            save_checkpoint(self.model, self.folder)  # type: ignore[arg-type]
+            self.save()
             self.stopped = self.stop_asked
+
+    def save(self) -> None:
+        """Saves now."""
+        save_checkpoint(self.model, self.folder, self.settings)  # type: ignore[arg-type]
+        self.saved_at = self.model.num_timesteps
 
 
 class EntropySchedule(BetweenUpdates):
@@ -171,7 +181,14 @@ class MemoryFigures(BaseCallback):
 
 
 class ProgressBar(BaseCallback):
-    """A progress bar in environment steps, with the success rate (or the mean return) of the last episodes."""
+    """A progress bar in environment steps, with the success rate (or the mean return) of the last episodes.
+
+    To be closed also where training fails, so that what is printed next has a line of its own.
+    """
+
+    def __init__(self, shown: bool = True) -> None:
+        super().__init__()
+        self.shown, self.bar = shown, tqdm(disable=True)
 
     def _on_training_start(self) -> None:
         total = self.locals["total_timesteps"]
@@ -179,6 +196,7 @@ class ProgressBar(BaseCallback):
             total=total,
             initial=self.model.num_timesteps,
             unit="step",
+            disable=not self.shown,
             unit_scale=True,
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 30.0,  # seconds; a log file gets few lines
@@ -196,4 +214,8 @@ class ProgressBar(BaseCallback):
             self.bar.set_postfix_str(f"return {mean:.2f}", refresh=False)
 
     def _on_training_end(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the bar as it stands; it does not matter how often."""
         self.bar.close()

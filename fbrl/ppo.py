@@ -66,7 +66,7 @@ class MemoryPPO(PPO):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        _check_space(env.observation_space)
+        check_spaces(env)
         return PPO._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
@@ -188,11 +188,14 @@ class MemoryPPO(PPO):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
 
-def _check_space(space: spaces.Space[Any]) -> None:
-    """Raises ValueError for an observation space that no encoder reads."""
+def check_spaces(env: GymEnv) -> None:
+    """Raises ValueError for an observation space that no encoder reads, and for an action space that PPO lacks."""
+    allowed = ", ".join(supported.__name__ for supported in SUPPORTED_SPACES)
+    space = env.observation_space
     parts = space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]
     for key, part in parts:
         if not isinstance(part, SUPPORTED_SPACES):
-            allowed = ", ".join(supported.__name__ for supported in SUPPORTED_SPACES)
             where = f"observation_space[{key!r}]" if key else "observation_space"
             raise ValueError(f"{where} must be one of {allowed}, or a Dict of them, got {type(part).__name__}")
+    if not isinstance(env.action_space, SUPPORTED_SPACES):
+        raise ValueError(f"action_space must be one of {allowed}, got {type(env.action_space).__name__}")

@@ -12,8 +12,10 @@ import os
 import platform
 import random
 import subprocess
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -25,19 +27,25 @@ from fbrl.ppo import MemoryPPO
 from fbrl.settings import Settings, SettingsError
 
 PACKAGES = ("fbrl", "torch", "stable-baselines3", "gymnasium", "minigrid", "numpy")
-CARRIED = ("_last_obs", "_last_episode_starts", "_last_state")  # where the environments and the memory stand
+CARRIED = ("_last_obs", "_last_episode_starts")  # where the environments stand
 
 
-def create_run(settings: Settings) -> Path:
-    """Makes the folder of a new run and writes what it was started with.
+def run_folder(settings: Settings) -> Path:
+    """Where a new run goes.
 
     Raises:
-        SettingsError: where the folder already holds something.
+        SettingsError: where there already is something.
     """
     name = settings.run.name or f"{settings.env.id.split('/')[-1]}_{settings.core.name}_{settings.run.seed}"
     folder = Path(settings.run.folder) / name
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"{folder} already holds a run; choose another run.name, or go on with --resume {folder}")
+    return folder
+
+
+def create_run(settings: Settings) -> Path:
+    """Makes the folder of a new run and writes what it was started with; raises SettingsError as ``run_folder``."""
+    folder = run_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     settings.save(folder / "config.yaml")
     (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
@@ -76,15 +84,23 @@ def _git_commit() -> str | None:
     return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
-def save_checkpoint(model: PPO, folder: Path) -> None:
+def save_checkpoint(model: PPO, folder: Path, settings: Settings) -> None:
     """Replaces the run's checkpoint; at every moment the folder holds a whole one.
 
     To be called between two updates: a rollout that is under way is not kept.
+
+    Raises:
+        FloatingPointError: where a weight is not finite; the checkpoint before stays.
     """
+    if not all(weight.isfinite().all() for weight in model.policy.parameters()):
+        raise FloatingPointError(f"the weights are not finite after {model.num_timesteps} steps; nothing was saved")
+    memory = getattr(model, "_last_state", None)
     state = {
+        "settings": asdict(settings),
         "num_timesteps": model.num_timesteps,
         "env": _pickle_or_none(model.env),
-        **{name: getattr(model, name, None) for name in CARRIED},
+        **{name: getattr(model, name) for name in CARRIED},
+        "memory": None if memory is None else tuple(part.cpu() for part in memory),
         "random": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
@@ -97,6 +113,17 @@ def save_checkpoint(model: PPO, folder: Path) -> None:
     os.replace(folder / "resume.tmp.pkl", folder / "resume.pkl")
 
 
+def _check_unchanged(folder: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raises SettingsError where config.yaml is not what made the checkpoint; ``run`` and the length may differ."""
+    for group in ("env", "core", "ppo"):
+        for key, value in saved[group].items():
+            if given[group][key] != value and (group, key) != ("ppo", "timesteps"):
+                where = f"{group}.{key} in {folder / 'config.yaml'}"
+                raise SettingsError(
+                    f"{where} must be {value}, which the checkpoint was made with, got {given[group][key]}"
+                )
+
+
 def _pickle_or_none(env: VecEnv | None) -> bytes | None:
     """The environments with everything in them, or None where they cannot be pickled (an open window, a simulator)."""
     try:
@@ -105,24 +132,33 @@ def _pickle_or_none(env: VecEnv | None) -> bytes | None:
         return None
 
 
-def load_checkpoint(folder: Path, remembers: bool, env: VecEnv, device: str) -> PPO:
+def load_checkpoint(folder: Path, settings: Settings, env: VecEnv) -> PPO:
     """The model of a run's last checkpoint, with its optimiser, counters, schedules, environments and random states.
 
     Learning goes on as if it had never stopped, bit for bit, where the environments can be pickled. Where they
     cannot, it goes on in ``env`` with new episodes.
 
     Raises:
-        SettingsError: where there is no checkpoint.
+        SettingsError: where there is no checkpoint, or one that other settings made.
     """
     for name in ("last.zip", "resume.pkl"):
         if not (folder / name).is_file():
             raise SettingsError(f"{folder} holds no checkpoint to resume: {name} is missing")
-    state = cloudpickle.loads((folder / "resume.pkl").read_bytes())
-    saved_env = cloudpickle.loads(state["env"]) if state["env"] is not None else None
-    model = (MemoryPPO if remembers else PPO).load(folder / "last.zip", env=saved_env or env, device=device)
+    algorithm = PPO if settings.core.name == "none" else MemoryPPO
+    try:
+        state = cloudpickle.loads((folder / "resume.pkl").read_bytes())
+        _check_unchanged(folder, state["settings"], asdict(settings))
+        saved_env = cloudpickle.loads(state["env"]) if state["env"] is not None else None
+        model = algorithm.load(folder / "last.zip", env=saved_env or env, device=settings.run.device)
+    except SettingsError:
+        raise
+    except Exception as error:  # unpickling raises whatever a broken file makes it raise
+        raise SettingsError(f"{folder}: the checkpoint cannot be read ({type(error).__name__}: {error})") from error
     if saved_env is not None and state["num_timesteps"] == model.num_timesteps:
         for name in CARRIED:
             setattr(model, name, state[name])
+        if state["memory"] is not None:
+            model._last_state = tuple(part.to(model.device) for part in state["memory"])  # type: ignore[attr-defined]
     random.setstate(state["random"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

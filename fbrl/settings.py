@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -143,12 +146,38 @@ class Settings:
 GROUPS: dict[str, type[Any]] = {"env": EnvSettings, "core": CoreSettings, "ppo": PPOSettings, "run": RunSettings}
 
 
+KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "dict": "a mapping", "NoneType": "null"}
+
+
 class OneLineParser(ArgumentParser):
-    """jsonargparse's parser, whose errors are one line on stderr and exit code 2."""
+    """jsonargparse's parser, whose errors are a ``SettingsError`` of one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints what is wrong and exits."""
-        raise SettingsError(one_line(message))
+        """Says which setting is wrong, what is allowed and what was given."""
+        message = one_line(message)
+        for pattern, reword in (
+            (r"unrecognized arguments: (?:--)?([^\s=]+)", self._unknown),
+            (r"Group '(.+)' does not accept option '(.+)'", self._unknown),
+            (r"Option '(.+)' is not accepted", self._unknown),
+            (r'Parser key "(.+?)": .*Expected a.*(?:Got|Given) value: (.*)$', _wrong_type),
+            (r'Parser key "(.+?)": (.*)', lambda found: f"{found[1]}: {found[2]}"),
+            (r"Unexpected config: ?(.*)", lambda found: f"expected groups of settings, got {found[1] or 'nothing'}"),
+        ):
+            if found := re.match(pattern, message):
+                raise SettingsError(reword(found))
+        raise SettingsError(message)
+
+    def _unknown(self, found: re.Match[str]) -> str:
+        given = ".".join(found.groups())
+        known = [action.dest for action in self._actions if action.dest != "help"]
+        closest = difflib.get_close_matches(given, known)
+        return f"unknown setting {given}; " + (f"the closest: {', '.join(closest)}" if closest else "see --help")
+
+
+def _wrong_type(found: re.Match[str]) -> str:
+    expected = re.findall(r"Expected an? (?:<class '(\w+)'>|\S*Literal\[(.+?)\])", found[0])
+    allowed = [KINDS.get(kind, kind) or f"one of {values}" for kind, values in expected]
+    return f"{found[1]} must be {' or '.join(allowed)}, got {found[2]}"
 
 
 def one_line(message: object) -> str:
@@ -169,6 +198,9 @@ def to_settings(namespace: Namespace) -> Settings:
     Raises:
         SettingsError: where a number is out of range or two sizes do not fit.
     """
+    for name in GROUPS:
+        if not isinstance(namespace[name], Namespace):
+            raise SettingsError(f"{name} must be a group of settings, got {namespace[name]}")
     settings = Settings(**{name: group(**dict(namespace[name].items())) for name, group in GROUPS.items()})
     check(settings)
     return settings
@@ -186,41 +218,53 @@ def load_settings(path: str | Path) -> Settings:
     add_settings(parser)
     try:
         return to_settings(parser.parse_args([f"--config={path}"]))
-    except SettingsError as error:
+    except (SettingsError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {error}") from None
+
+
+RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    (
+        "at least 1",
+        lambda value: value >= 1,
+        (
+            *("env.n_envs", "core.d_model", "core.n_layers", "core.n_heads", "core.window", "core.d_feedforward"),
+            *("ppo.timesteps", "ppo.seq_len", "ppo.n_epochs"),
+            *("run.threads", "run.eval_every", "run.eval_episodes", "run.checkpoint_every"),
+        ),
+    ),
+    (
+        "at least 0",
+        lambda value: value >= 0,
+        ("ppo.learning_rate_end", "ppo.ent_coef", "ppo.ent_coef_end", "ppo.vf_coef", "run.seed"),
+    ),
+    (
+        "more than 0",
+        lambda value: value > 0,
+        ("ppo.learning_rate", "ppo.clip_range", "ppo.max_grad_norm", "ppo.target_kl"),
+    ),
+    ("between 0 and 1", lambda value: 0 <= value <= 1, ("ppo.gamma", "ppo.gae_lambda", "run.stop_at_success")),
+)
 
 
 def check(settings: Settings) -> None:
     """Raises SettingsError, naming the setting, what was given and what is allowed."""
-    env, core, ppo, run = settings.env, settings.core, settings.ppo, settings.run
-    at_least_one = {
-        "env.n_envs": env.n_envs,
-        "core.d_model": core.d_model,
-        "core.n_layers": core.n_layers,
-        "core.n_heads": core.n_heads,
-        "core.window": core.window,
-        "ppo.timesteps": ppo.timesteps,
-        "ppo.seq_len": ppo.seq_len,
-        "ppo.n_epochs": ppo.n_epochs,
-        "run.threads": 1 if run.threads is None else run.threads,
-        "run.eval_every": run.eval_every,
-        "run.eval_episodes": run.eval_episodes,
-        "run.checkpoint_every": run.checkpoint_every,
-    }
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise SettingsError(f"{name} must be at least 1, got {value}")
-    if run.seed < 0:
-        raise SettingsError(f"run.seed must be at least 0, got {run.seed}")
-    for name, share in {"ppo.gamma": ppo.gamma, "ppo.gae_lambda": ppo.gae_lambda}.items():
-        if not 0 <= share <= 1:
-            raise SettingsError(f"{name} must be between 0 and 1, got {share}")
+    env, core, ppo = settings.env, settings.core, settings.ppo
+    for allowed, holds, names in RULES:
+        for name in names:
+            group, _, key = name.partition(".")
+            value = getattr(getattr(settings, group), key)
+            if value is not None and not holds(value):
+                raise SettingsError(f"{name} must be {allowed}, got {value}")
     for name, value in {"ppo.n_steps": ppo.n_steps, "ppo.batch_size": ppo.batch_size}.items():
         if value < 1 or value % ppo.seq_len:
             raise SettingsError(f"{name} must be a multiple of ppo.seq_len = {ppo.seq_len}, got {value}")
+    # advantages are normalised in every minibatch, which takes two of them
+    for name, value in {"ppo.batch_size": ppo.batch_size, "ppo.n_steps x env.n_envs": ppo.n_steps * env.n_envs}.items():
+        if value < 2:
+            raise SettingsError(f"{name} must be at least 2, got {value}")
     if core.d_model % core.n_heads:
         raise SettingsError(f"core.n_heads must divide core.d_model = {core.d_model}, got {core.n_heads}")
-    check_device("run.device", run.device)
+    check_device("run.device", settings.run.device)
 
 
 def check_device(name: str, device: str) -> None:

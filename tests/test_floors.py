@@ -20,6 +20,7 @@ FLOORS = {
     "fbrl.cores.memoryless": 2,
     "fbrl.policy": 3,
     "fbrl.buffer": 4,
+    "fbrl.vec_env": 4,
     "fbrl.ppo": 5,
     "fbrl.settings": 6,
     "fbrl.evaluation": 6,

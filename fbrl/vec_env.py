@@ -1,0 +1,29 @@
+"""Environments that are stepped together."""
+
+from __future__ import annotations
+
+from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from fbrl.policy import check_finite
+
+
+class FiniteVecEnv(DummyVecEnv):
+    """Stable-Baselines3's ``DummyVecEnv`` that raises ValueError where an observation or a reward is not finite.
+
+    For agents other than ``MemoryPPO``, which looks itself. ``VecCheckNan`` is no choice, nor is any other
+    ``VecEnvWrapper``: they cannot be pickled, and a run could not be resumed in the middle of its episodes.
+    """
+
+    def reset(self) -> VecEnvObs:
+        """The first observations."""
+        obs = super().reset()
+        check_finite(obs, "observation")  # type: ignore[arg-type]
+        return obs
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """One step of every environment."""
+        obs, rewards, dones, infos = super().step_wait()
+        check_finite(obs, "observation")  # type: ignore[arg-type]
+        check_finite(rewards, "reward")
+        return obs, rewards, dones, infos

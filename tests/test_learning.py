@@ -1,0 +1,84 @@
+"""Learning what cannot be done without memory, with the memoryless control beside it. Minutes each."""
+
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecNormalize
+
+from evaluate_agent import exhaustive
+from fbrl import MemoryPPO
+from fbrl.runs import create_run
+from fbrl.settings import load_settings
+from train_agent import learn, make_envs, make_model
+
+pytestmark = pytest.mark.slow
+
+
+def tmaze_success(core, seed, folder):
+    """The exact success of the agent of configs/tmaze.yaml, taking the most probable actions."""
+    settings = load_settings(Path(__file__).parents[1] / "configs" / "tmaze.yaml")
+    settings.core.name, settings.run.seed, settings.run.folder = core, seed, str(folder)
+    settings.run.device, settings.run.progress_bar = "cpu", False
+    assert settings.env.kwargs["corridor"] >= 10
+    model = make_model(settings, make_envs(settings.env, seed, settings.env.n_envs))
+    learn(model, settings, create_run(settings))
+    summary = exhaustive(model, settings.env)
+    assert summary.episodes == 2
+    return summary.success.value
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_tmaze(seed, tmp_path):
+    assert tmaze_success("feedback", seed, tmp_path) >= 0.98
+
+
+def test_tmaze_without_memory(tmp_path):
+    assert tmaze_success("none", 0, tmp_path) == pytest.approx(0.5, abs=0.05)
+
+
+class HiddenVelocity(gym.ObservationWrapper):
+    """CartPole of which only the cart's position and the pole's angle are seen."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        shown = env.observation_space
+        self.observation_space = spaces.Box(shown.low[::2], shown.high[::2])
+
+    def observation(self, observation):
+        return observation[::2]
+
+
+def cartpole_return(algorithm, seed, **kwargs):
+    """The mean return of 30 episodes after 100,000 steps, taking the most probable actions; at most 500."""
+
+    def make():
+        return HiddenVelocity(gym.make("CartPole-v1"))
+
+    gamma = 0.98
+    env = VecNormalize(make_vec_env(make, n_envs=8, seed=seed), gamma=gamma)
+    schedule = LinearSchedule(1e-3, 0.0, end_fraction=1.0)
+    sizes = {"n_steps": 128, "batch_size": 256, "n_epochs": 10}
+    more = {"gamma": gamma, "gae_lambda": 0.9, "seed": seed, "device": "cpu"}
+    model = algorithm("MlpPolicy", env, learning_rate=schedule, **sizes, **more, **kwargs).learn(100_000)
+    eval_env = VecNormalize(make_vec_env(make, n_envs=10, seed=1000), training=False, norm_reward=False)
+    eval_env.obs_rms = env.obs_rms
+    returns, _ = evaluate_policy(model, eval_env, n_eval_episodes=30, return_episode_rewards=True)
+    return np.mean(returns)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_cartpole_with_hidden_velocities(seed):
+    core_kwargs = {"d_model": 32, "n_layers": 1, "n_heads": 2, "window": 16}
+    mean = cartpole_return(MemoryPPO, seed, seq_len=16, policy_kwargs={"core_kwargs": core_kwargs})
+    assert mean >= 450  # 500, 489 and 500 with the seeds 0, 1 and 2
+
+
+def test_cartpole_with_hidden_velocities_without_memory():
+    assert cartpole_return(PPO, seed=0) < 120  # 42

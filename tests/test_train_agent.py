@@ -1,0 +1,457 @@
+"""The script as a user runs it: results, files, interrupts, and one line for every bad input."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fbrl import MemoryPPO
+from fbrl.callbacks import MemoryFigures
+from fbrl.settings import load_settings
+
+SCRIPT = Path(__file__).parents[1] / "train_agent.py"
+TINY = (
+    *("--env.kwargs={corridor: 3}", "--env.n_envs=2"),
+    *("--core.d_model=8", "--core.n_layers=1", "--core.n_heads=2", "--core.window=4"),
+    *("--ppo.timesteps=128", "--ppo.n_steps=16", "--ppo.seq_len=8", "--ppo.batch_size=16", "--ppo.n_epochs=1"),
+    *("--run.eval_every=32", "--run.eval_episodes=4", "--run.checkpoint_every=64", "--run.device=cpu"),
+)
+
+
+class Task(gym.Env):
+    """Episodes of five steps; the spaces and what goes wrong are subclasses'."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
+    worst, reward = 0.0, 0.0
+    steps = 0  # of all episodes
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = 5
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        self.steps += 1
+        bad = self.steps == 53  # in the fourth rollout, after the first checkpoint
+        obs = np.full(2, self.worst if bad else 0.0, np.float32)
+        return obs, self.reward if bad else 0.0, self.left == 0, False, {}
+
+
+class NaNObservation(Task):
+    worst = np.nan
+
+
+class NaNReward(Task):
+    reward = np.nan
+
+
+class TupleTask(Task):
+    observation_space = spaces.Tuple([spaces.Discrete(2), spaces.Discrete(3)])
+
+
+class TextTask(Task):
+    observation_space = spaces.Text(5)
+
+
+class TextInDictTask(Task):
+    observation_space = spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Text(5)})
+
+
+class TupleActionTask(Task):
+    action_space = spaces.Tuple([spaces.Discrete(2)])
+
+
+TASKS = [NaNObservation, NaNReward, TupleTask, TextTask, TextInDictTask, TupleActionTask]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tasks():
+    for task in TASKS:
+        gym.register(f"tests/{task.__name__}-v0", entry_point=task)
+    yield
+    for task in TASKS:
+        del gym.registry[f"tests/{task.__name__}-v0"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the script in this process, because imports take seconds; hands back exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def train(run, tmp_path):
+    """Runs the script with tiny settings; runs go to tmp_path."""
+    return lambda *arguments: run(*TINY, f"--run.folder={tmp_path}", "--run.progress_bar=false", *arguments)
+
+
+@pytest.fixture
+def interrupted(train, monkeypatch, tmp_path):
+    """A run that was interrupted in its second rollout, of 64 steps, and what the script said."""
+
+    def interrupt(figures):
+        if figures.model.num_timesteps == 64:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFigures, "_on_rollout_end", interrupt)
+        result = train("--run.name=tiny", "--run.checkpoint_every=1000")
+    return tmp_path / "tiny", result
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def scalars(folder):
+    """Tag -> steps and values of all TensorBoard events in a run's folder."""
+    found = {}
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        events = EventAccumulator(str(file)).Reload()
+        for tag in events.Tags()["scalars"]:
+            found.setdefault(tag, []).extend((event.step, event.value) for event in events.Scalars(tag))
+    return found
+
+
+def weights(file, algorithm=MemoryPPO):
+    return algorithm.load(file, device="cpu").policy.state_dict()
+
+
+def edit(folder, old, new):
+    text = (folder / "config.yaml").read_text()
+    assert text.count(old) == 1
+    (folder / "config.yaml").write_text(text.replace(old, new))
+
+
+def assert_refused(result, message):
+    """Exit code 2, and one line, the last and for itself, that says why."""
+    code, _, err = result
+    assert code == 2
+    assert err.endswith("\n")
+    line = err.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert message in line
+    assert "Traceback" not in err
+
+
+def test_a_run_and_its_control(train, tmp_path):
+    code, out, err = train("--run.control=true", "--run.seed=3", "--ppo.ent_coef_end=0.0")
+    assert (code, err) == (0, "")
+    last = out.splitlines()[-3:]
+    assert last[0] == "fbrl/TMaze-v0, 200 episodes, the most probable action, 95 % intervals:"
+    for line, core in zip(last[1:], ("feedback", "none"), strict=True):
+        assert re.fullmatch(
+            rf" *{core}  success \d\.\d{{3}} \[\d\.\d{{3}}, \d\.\d{{3}}\]  return -?\d\.\d{{3}}  length \d+\.\d", line
+        )
+    memory, control = tmp_path / "TMaze-v0_feedback_3", tmp_path / "TMaze-v0_none_3"
+    for folder, algorithm in ((memory, MemoryPPO), (control, PPO)):
+        names = {path.name for path in folder.iterdir() if not path.name.startswith("events.out.tfevents.")}
+        expected = {"config.yaml", "versions.json", "evaluations.jsonl", "best.zip", "last.zip", "resume.pkl"}
+        assert names == expected | {"finished"}
+        assert json.loads((folder / "versions.json").read_text())["threads"] == torch.get_num_threads()
+        evaluations = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+        assert [line["timesteps"] for line in evaluations] == [32, 64, 96, 128]
+        assert all(0 <= line["success"] <= 1 for line in evaluations)
+        assert algorithm.load(folder / "last.zip", device="cpu").num_timesteps == 128
+        best = algorithm.load(folder / "best.zip", device="cpu").num_timesteps
+        assert best == max(evaluations, key=lambda line: (line["success"], line["timesteps"]))["timesteps"]
+
+        logged = scalars(folder)
+        common = ("rollout/success_rate", "rollout/ep_rew_mean", "rollout/ep_len_mean", "time/fps")
+        losses = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction")
+        more = ("explained_variance", "learning_rate", "ent_coef")
+        assert {*common, *(f"train/{name}" for name in losses + more)} < logged.keys()
+        figures = {"memory/mix_0", "memory/mix_1", "memory/mean_age_1", "memory/read_1"}
+        assert {tag for tag in logged if tag.startswith("memory/")} == (figures if folder == memory else set())
+        assert [step for step, _ in logged["eval/success"]] == [32, 64, 96, 128] or len(logged["eval/success"]) >= 3
+        assert logged["eval/success"][-1] == (128, pytest.approx(evaluations[-1]["success"]))
+        assert np.isfinite(
+            [value for tag in logged if tag != "train/explained_variance" for _, value in logged[tag]]
+        ).all()
+
+    settings, others = load_settings(memory / "config.yaml"), load_settings(control / "config.yaml")
+    assert (settings.core.name, others.core.name) == ("feedback", "none")
+    assert (settings.run.seed, settings.env.kwargs, settings.ppo.seq_len) == (3, {"corridor": 3}, 8)
+    others.core.name = "feedback"
+    assert others == settings
+
+
+def test_a_named_run_and_its_control_have_folders_of_their_own(train, tmp_path):
+    code, _, _ = train("--run.control=true", "--run.name=mine", "--ppo.timesteps=32")
+    assert code == 0
+    assert (tmp_path / "mine" / "finished").exists()
+    assert load_settings(tmp_path / "mine_control" / "config.yaml").core.name == "none"
+
+
+def test_the_seed_decides(train, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert train("--ppo.timesteps=64", f"--run.name={name}", f"--run.seed={seed}")[0] == 0
+    first, again, other = (weights(tmp_path / name / "last.zip") for name in "abc")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_minigrid(train, tmp_path):
+    arguments = ("--env.id=MiniGrid-MemoryS7-v0", "--env.kwargs={max_steps: 6}", "--ppo.timesteps=32")
+    assert train(*arguments)[0] == 0
+    assert "MiniGridEncoder" in str(MemoryPPO.load(tmp_path / "MiniGrid-MemoryS7-v0_feedback_0" / "last.zip").policy)
+
+
+def test_a_task_without_success(train, tmp_path):
+    code, out, _ = train("--env.id=CartPole-v1", "--env.kwargs={}", "--ppo.timesteps=32", "--core.name=none")
+    assert code == 0
+    assert re.search(r"\n +none  return \d+\.\d{3}  length \d+\.\d\n$", out)
+
+
+def test_the_training_stops_at_a_success_rate(train, tmp_path):
+    code, _, _ = train("--run.stop_at_success=0", "--run.name=tiny", "--ppo.timesteps=1000000")
+    assert code == 0
+    assert MemoryPPO.load(tmp_path / "tiny" / "last.zip", device="cpu").num_timesteps == 34  # a step late
+    assert (tmp_path / "tiny" / "finished").exists()
+
+
+def test_an_interrupt_saves_and_the_run_goes_on_as_if_nothing_had_been(run, train, interrupted, tmp_path):
+    folder, (code, out, err) = interrupted
+    assert code == 130
+    assert out.endswith(f"{folder}: saved at 64 steps; go on with: python train_agent.py --resume {folder}\n")
+    assert "saving after this update" in err
+    assert not (folder / "finished").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    code, out, _ = run("--resume", folder)
+    assert code == 0
+    assert out.startswith(f"{folder}: going on from 64 of 128 steps\n")
+    assert re.search(r"\n +feedback  success ", out)
+    assert train("--run.name=whole", "--run.checkpoint_every=1000")[0] == 0
+    resumed, whole = weights(folder / "last.zip"), weights(tmp_path / "whole" / "last.zip")
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    for name in ("evaluations.jsonl",):
+        assert (folder / name).read_text() == (tmp_path / "whole" / name).read_text()
+    assert sorted({step for step, _ in scalars(folder)["train/loss"]})[-1] >= 96
+
+
+def test_an_interrupt_in_the_last_update(run, train, monkeypatch, tmp_path):
+    """Saved, and neither evaluated nor followed by the control: the user wants to have the machine back."""
+
+    def interrupt(figures):
+        if figures.model.num_timesteps == 64:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFigures, "_on_rollout_end", interrupt)
+        code, out, _ = train("--run.name=tiny", "--ppo.timesteps=64", "--run.control=true")
+    assert code == 130
+    assert "saved at 64 steps" in out
+    assert not (tmp_path / "tiny_control").exists()
+    code, out, _ = run("--resume", tmp_path / "tiny")
+    assert code == 0
+    assert re.search(r"\n +feedback  success .*\n +none  success ", out)
+
+
+def test_interrupted_in_its_own_process(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    command = [
+        sys.executable,
+        SCRIPT,
+        *TINY,
+        f"--run.folder={tmp_path}",
+        "--run.name=tiny",
+        "--ppo.timesteps=100000000",
+    ]
+    process = subprocess.Popen(
+        [*command, "--run.eval_every=100000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    folder = tmp_path / "tiny"
+    try:
+        for _ in range(1200):
+            if (folder / "resume.pkl").exists() or process.poll() is not None:  # the training is under way
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    saved = re.search(r"tiny: saved at ([\d,]+) steps; go on with: python train_agent\.py --resume (\S+)\n$", out)
+    assert saved[2] == str(folder)
+    steps = int(saved[1].replace(",", ""))
+    assert MemoryPPO.load(folder / "last.zip", device="cpu").num_timesteps == steps
+
+    edit(folder, "timesteps: 100000000", f"timesteps: {steps + 64}")
+    result = subprocess.run(
+        [sys.executable, SCRIPT, "--resume", folder], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"going on from {steps:,} of {steps + 64:,} steps" in result.stdout
+    assert re.search(r"\n +feedback  success \d\.\d{3} ", result.stdout)
+    assert "100%" in result.stderr  # the progress bar
+    assert MemoryPPO.load(folder / "last.zip", device="cpu").num_timesteps == steps + 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ppo.gama=0.9"], "unknown setting ppo.gama; the closest: ppo.gamma"),
+        (["--ppo.gamma=high"], "ppo.gamma must be a number, got high"),
+        (["--config=nowhere.yaml"], "nowhere.yaml"),
+        (["--ppo.n_steps=12"], "ppo.n_steps must be a multiple of ppo.seq_len = 8, got 12"),
+        (["--ppo.batch_size=20"], "ppo.batch_size must be a multiple of ppo.seq_len = 8, got 20"),
+        (["--env.id=fbrl/TMaze-v7"], "the closest are: fbrl/TMaze-v0"),
+        (["--env.id=MiniGrid-MemoryS12-v0", "--env.kwargs={}"], "MiniGrid-MemoryS11-v0"),
+        (["--env.kwargs={corridor: 0}"], "corridor must be at least 1"),
+        (["--env.id=tests/TupleTask-v0", "--env.kwargs={}"], "observation_space must be one of Box, "),
+        (["--env.id=tests/TextTask-v0", "--env.kwargs={}"], "or a Dict of them, got Text"),
+        (["--env.id=tests/TextTask-v0", "--env.kwargs={}", "--core.name=none"], "or a Dict of them, got Text"),
+        (["--env.id=tests/TextInDictTask-v0", "--env.kwargs={}"], "observation_space['b'] must be one of Box"),
+        (["--env.id=tests/TupleActionTask-v0", "--env.kwargs={}"], "action_space must be one of Box, "),
+        (["--run.device=abacus"], "run.device must be auto, cpu, cuda"),
+        (["--run.folder=/dev/null"], "/dev/null"),
+    ],
+)
+def test_bad_input(train, tmp_path, arguments, message):
+    assert_refused(train(*arguments), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that has ended; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("runs")
+    arguments = [*TINY, "--ppo.timesteps=32", f"--run.folder={folder}", "--run.name=tiny", "--run.progress_bar=false"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return folder / "tiny"
+
+
+def test_a_folder_that_holds_a_run(run, finished):
+    before = contents(finished)
+    arguments = (*TINY, f"--run.folder={finished.parent}")
+    assert_refused(run(*arguments, "--run.name=tiny"), "tiny already holds a run; choose another run.name")
+    assert_refused(run("--resume", finished), "this run has finished; start another one with another run.name")
+    assert contents(finished) == before
+
+
+def test_a_control_whose_folder_holds_a_run(run, finished, tmp_path):
+    """Refused before the training, not after it."""
+    shutil.copytree(finished, tmp_path / "tiny_control")
+    before = contents(tmp_path)
+    result = run(*TINY, f"--run.folder={tmp_path}", "--run.name=tiny", "--run.control=true")
+    assert_refused(result, "tiny_control already holds a run")
+    assert contents(tmp_path) == before
+
+
+def test_what_resume_refuses(run, interrupted, tmp_path):
+    folder, _ = interrupted
+    before = contents(folder)
+    (tmp_path / "empty").mkdir()
+    assert_refused(run("--resume", tmp_path / "empty"), "empty: holds no run; expected a folder with config.yaml")
+    assert_refused(run("--resume", tmp_path / "nowhere"), "nowhere: holds no run")
+    for arguments in (
+        ("--resume", folder, "--ppo.gamma=0.5"),
+        ("--ppo.gamma=0.5", f"--resume={folder}"),
+        (f"--resume={folder}", "--run.seed", "1"),
+    ):
+        assert_refused(run(*arguments), "--resume takes the run's own settings and no others, got --")
+    (folder / "last.zip").rename(tmp_path / "last.zip")
+    assert_refused(run("--resume", folder), "holds no checkpoint to resume: last.zip is missing")
+    (tmp_path / "last.zip").rename(folder / "last.zip")
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("window: 4", "window: 5", "config.yaml must be 4, which the checkpoint was made with, got 5"),
+        ("id: fbrl/TMaze-v0", "id: CartPole-v1", "env.id "),
+        ("corridor: 3", "corridor: 4", "env.kwargs "),
+        ("name: feedback", "name: none", "core.name "),
+        ("gamma: 0.99", "gamma: 0.9", "ppo.gamma "),
+        ("gamma: 0.99", "gama: 0.99", "unknown setting ppo.gama"),
+    ],
+)
+def test_a_checkpoint_of_other_settings(run, interrupted, old, new, message):
+    folder, _ = interrupted
+    edit(folder, old, new)
+    before = contents(folder)
+    assert_refused(run("--resume", folder), message)
+    assert contents(folder) == before
+
+
+def test_the_agent_of_another_window(run, interrupted, tmp_path):
+    """last.zip of one run in the folder of another."""
+    folder, _ = interrupted
+    model = MemoryPPO.load(folder / "last.zip", device="cpu")
+    core_kwargs = model.policy.core_kwargs | {"window": 6}
+    env = gym.make("CartPole-v1")
+    MemoryPPO("MlpPolicy", env, device="cpu", policy_kwargs={"core_kwargs": core_kwargs}).save(
+        tmp_path / "cartpole.zip"
+    )
+    task = model.observation_space, model.action_space
+    other = Task()
+    other.observation_space, other.action_space = task
+    MemoryPPO("MlpPolicy", other, device="cpu", policy_kwargs={"core_kwargs": core_kwargs}).save(folder / "last.zip")
+    assert_refused(run("--resume", folder), "core.window is 6, but 4 in")
+    shutil.copy(tmp_path / "cartpole.zip", folder / "last.zip")
+    assert_refused(run("--resume", folder), "the checkpoint cannot be read")
+
+
+@pytest.mark.parametrize("core", ["feedback", "none"])
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [("NaNObservation", "observation must be finite, got nan"), ("NaNReward", "reward must be finite, got nan")],
+)
+def test_what_is_not_finite_ends_the_training(train, run, tmp_path, task, message, core):
+    arguments = (f"--env.id=tests/{task}-v0", "--env.kwargs={}", f"--core.name={core}", "--run.name=tiny")
+    result = train(*arguments, "--run.progress_bar=true", "--run.eval_every=1000")
+    assert_refused(result, message)
+    assert (PPO if core == "none" else MemoryPPO).load(tmp_path / "tiny" / "last.zip").num_timesteps == 64
+    assert (tmp_path / "tiny" / "resume.pkl").exists()
+    assert not (tmp_path / "tiny" / "finished").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(train, monkeypatch, tmp_path):
+    from stable_baselines3.common.buffers import RolloutBuffer
+
+    compute = RolloutBuffer.compute_returns_and_advantage
+
+    def spoil(buffer, *args, **kwargs):
+        compute(buffer, *args, **kwargs)
+        spoil.rollouts += 1
+        if spoil.rollouts == 3:
+            buffer.returns[:] = np.nan
+
+    spoil.rollouts = 0
+    monkeypatch.setattr(RolloutBuffer, "compute_returns_and_advantage", spoil)
+    assert_refused(train("--run.name=tiny"), "the loss or its gradient is not finite")
+    assert MemoryPPO.load(tmp_path / "tiny" / "last.zip").num_timesteps == 64
