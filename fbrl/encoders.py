@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SYMBOLS = (11, 6, 3)  # MiniGrid's objects, colours and door states
+BACKGROUND = 4  # objects 0 to 3: unseen, empty, wall, floor
+QUIET = 0.1  # the initial size of their embeddings, and of colours and states, beside that of things
 
 
 def is_minigrid_space(space: spaces.Space[object]) -> bool:
@@ -31,6 +33,12 @@ class CellEncoder(nn.Module):
     def __init__(self, shape: tuple[int, ...], d_cell: int, features_dim: int) -> None:
         super().__init__()
         self.tables = nn.ParameterList(nn.Parameter(torch.randn(n, d_cell)) for n in SYMBOLS)
+        # Most cells hold nothing to remember. Were they as loud as a key, one key among nine or 49 cells would drown.
+        with torch.no_grad():
+            objects, colours, states = self.tables
+            objects[:BACKGROUND] *= QUIET
+            colours *= QUIET
+            states *= QUIET
         self.linear = nn.Linear(shape[0] * shape[1] * d_cell, features_dim)
 
     def forward(self, image: Tensor) -> Tensor:

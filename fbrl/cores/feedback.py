@@ -109,12 +109,23 @@ class FeedbackTransformer(Core):
         self.ln_m = nn.LayerNorm(d_model)
         self.w_k = nn.Linear(d_model, d_model, bias=False)
         self.w_v = nn.Linear(d_model, d_model, bias=False)
-        self.distance = nn.Parameter(0.02 * torch.randn(window, d_model // n_heads))  # r: row 0 is distance 1
+        self.distance = nn.Parameter(torch.randn(window, d_model // n_heads))  # r: row 0 is distance 1
         self.ln_out = nn.LayerNorm(d_model)
-        with torch.no_grad():
-            for layer in layers:
-                layer.w_o.weight /= math.sqrt(2 * n_layers)
-                layer.w_2.weight /= math.sqrt(2 * n_layers)
+        self._initialise(layers)
+
+    def _initialise(self, layers: list[FeedbackLayer]) -> None:
+        """Orthogonal weights, with gains that let the memory be heard from the first update on.
+
+        With torch's default gains what attention reads is about a hundredth of the residual stream, and reinforcement
+        learning, whose signal is weak to begin with, needs several times the updates to find it.
+        """
+        for layer in layers:
+            nn.init.orthogonal_(layer.w_q.weight)
+            nn.init.orthogonal_(layer.w_o.weight, gain=math.sqrt(2))
+            nn.init.orthogonal_(layer.w_1.weight, gain=math.sqrt(2))
+            nn.init.orthogonal_(layer.w_2.weight)
+        nn.init.orthogonal_(self.w_k.weight)
+        nn.init.orthogonal_(self.w_v.weight, gain=math.sqrt(2))
 
     def initial_state(self, batch_size: int) -> Memory:
         """An empty memory for ``batch_size`` sequences, on the parameters' device."""
