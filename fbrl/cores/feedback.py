@@ -116,8 +116,8 @@ class FeedbackTransformer(Core):
     def _initialise(self, layers: list[FeedbackLayer]) -> None:
         """Orthogonal weights, with gains that let the memory be heard from the first update on.
 
-        With torch's default gains what attention reads is about a hundredth of the residual stream, and reinforcement
-        learning, whose signal is weak to begin with, needs several times the updates to find it.
+        With torch's default gains (and Wo, W2 divided by sqrt(2 L)), what the first layer reads is 3 % of its input's
+        norm at D = 64, M = 32; reinforcement learning, whose signal is weak to begin with, takes long to find it.
         """
         for layer in layers:
             nn.init.orthogonal_(layer.w_q.weight)
