@@ -28,7 +28,11 @@ def is_minigrid_space(space: spaces.Space[object]) -> bool:
 
 
 class CellEncoder(nn.Module):
-    """Embeds the (object, colour, state) of each cell of the view as the sum of three learned vectors."""
+    """Embeds the (object, colour, state) of each cell of the view as the sum of three learned vectors.
+
+    Two linear maps read the cells: one knows where each of them is, the other reads their sum. What is learned of a key
+    in one place so holds for a key anywhere in view.
+    """
 
     def __init__(self, shape: tuple[int, ...], d_cell: int, features_dim: int) -> None:
         super().__init__()
@@ -39,7 +43,8 @@ class CellEncoder(nn.Module):
             objects[:BACKGROUND] *= QUIET
             colours *= QUIET
             states *= QUIET
-        self.linear = nn.Linear(shape[0] * shape[1] * d_cell, features_dim)
+        self.where = nn.Linear(shape[0] * shape[1] * d_cell, features_dim)
+        self.anywhere = nn.Linear(d_cell, features_dim, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (N, V, V, 3), whole numbers of any dtype -> (N, features_dim)."""
@@ -48,7 +53,8 @@ class CellEncoder(nn.Module):
         table = (objects[:, None, None] + colours[None, :, None] + states[None, None, :]).flatten(0, 2)
         object_, colour, state = image.long().unbind(-1)
         triple = (object_ * SYMBOLS[1] + colour) * SYMBOLS[2] + state
-        features: Tensor = self.linear(F.embedding(triple, table).flatten(1))
+        cells = F.embedding(triple.flatten(1), table)  # (N, V V, d_cell)
+        features: Tensor = self.where(cells.flatten(1)) + self.anywhere(cells.sum(dim=1))
         return features
 
 
