@@ -39,6 +39,7 @@ from fbrl.settings import (
     Settings,
     SettingsError,
     add_settings,
+    check_device,
     fail,
     load_settings,
     to_settings,
@@ -136,6 +137,7 @@ def learn(model: PPO, settings: Settings, folder: Path) -> None:
 
 def train(settings: Settings, resume: Path | None = None) -> Path:
     """One run from its start, or from its last checkpoint, to its end; returns its folder."""
+    check_device("run.device", settings.run.device)  # here only: where an agent is evaluated is another matter
     if settings.run.threads is not None:
         torch.set_num_threads(settings.run.threads)
     env = make_envs(settings.env, settings.run.seed, settings.env.n_envs)
@@ -157,8 +159,8 @@ def train(settings: Settings, resume: Path | None = None) -> Path:
 
 
 def final_line(settings: Settings, folder: Path) -> str:
-    """How well the agent of the last checkpoint does, as a line of text."""
-    agent = load_agent(folder / "last.zip", settings.run.device)
+    """How well the agent of the best evaluation does in other episodes, as a line of text."""
+    agent = load_agent(folder / "best.zip", settings.run.device)
     env = make_envs(settings.env, settings.run.seed + 2_000_000, n_envs=50)
     summary = summarise(play(agent, env, FINAL_EPISODES, deterministic=True))
     parts = [f"{settings.core.name:>10}"]
@@ -188,7 +190,9 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, Path | None]:
     if not (folder / "config.yaml").is_file():
         raise SettingsError(f"--resume {folder}: holds no run; expected a folder with config.yaml and last.zip")
     if (folder / "finished").exists():
-        raise SettingsError(f"--resume {folder}: this run has finished; start another one with another run.name")
+        raise SettingsError(
+            f"--resume {folder}: this run has finished; python evaluate_agent.py {folder} plays its agent"
+        )
     return load_settings(folder / "config.yaml"), folder
 
 

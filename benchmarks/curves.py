@@ -20,10 +20,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import yaml
+from stable_baselines3 import PPO
 
 from evaluate_agent import exhaustive
-from fbrl.evaluation import load_agent
-from fbrl.settings import fail, load_settings
+from fbrl.evaluation import Summary, load_agent
+from fbrl.settings import EnvSettings, SettingsError, fail, load_settings
 
 COLOURS = {"feedback": "tab:blue", "none": "tab:gray"}
 LABELS = {"feedback": "Feedback Transformer", "none": "memoryless control"}
@@ -31,24 +32,26 @@ LABELS = {"feedback": "Feedback Transformer", "none": "memoryless control"}
 
 def gather(target: Path, folders: list[Path]) -> None:
     """Writes the curves, settings, versions and exact results of some runs."""
+    if target.exists():
+        raise SettingsError(f"{target}: exists already and would be overwritten; delete it first")
     runs = []
     for folder in folders:
         settings = load_settings(folder / "config.yaml")
         agent = load_agent(folder / "best.zip", "cpu")
-        played = exhaustive(agent, settings.env)
+        played = exhaustive_or_none(agent, settings.env)
         run: dict[str, Any] = {
             "core": settings.core.name,
             "seed": settings.run.seed,
             "finished": (folder / "finished").exists(),
             "best_at": agent.num_timesteps,
             "parameters": sum(parameter.numel() for parameter in agent.policy.parameters()),
-            "exhaustive_success": played.success.value if played.success else None,
-            "exhaustive_return": played.returns.value,
-            "start_states": played.episodes,
+            "exhaustive_success": played and played.success and played.success.value,
+            "exhaustive_return": played and played.returns.value,
+            "start_states": played and played.episodes,
         }
         if settings.core.name != "none":
-            emptied = exhaustive(agent, settings.env, zero_memory=True)
-            run["exhaustive_success_zero_memory"] = emptied.success.value if emptied.success else None
+            emptied = exhaustive_or_none(agent, settings.env, zero_memory=True)
+            run["exhaustive_success_zero_memory"] = emptied and emptied.success and emptied.success.value
         lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
         run["evaluations"] = {
             key: [line[key] for line in lines] for key in ("timesteps", "success", "return", "length")
@@ -60,20 +63,34 @@ def gather(target: Path, folders: list[Path]) -> None:
     target.write_text(json.dumps({"task": runs[0]["settings"]["env"]["id"], "runs": runs}, indent=1) + "\n")
 
 
+def exhaustive_or_none(agent: PPO, env: EnvSettings, zero_memory: bool = False) -> Summary | None:
+    """The exact result, or None where the task has too many start states."""
+    try:
+        return exhaustive(agent, env, zero_memory)
+    except SettingsError:
+        return None
+
+
 def draw(source: Path, target: Path) -> None:
     """Draws every run's evaluations, and the mean of each core's runs on a common grid of steps."""
     data = json.loads(source.read_text())
     figure, axes = plt.subplots(figsize=(7, 4), dpi=150)
     for core in dict.fromkeys(run["core"] for run in data["runs"]):
         runs = [run for run in data["runs"] if run["core"] == core]
-        curves = [(np.array(run["evaluations"]["timesteps"]), run["evaluations"]["success"]) for run in runs]
+        # before the first step nothing was measured: a curve begins with its first evaluation
+        curves = [
+            (np.array(run["evaluations"]["timesteps"]), np.array(run["evaluations"]["success"], dtype=float))
+            for run in runs
+        ]
         for steps, success in curves:
             axes.plot(steps / 1e6, success, color=COLOURS[core], alpha=0.3, linewidth=1)
-        grid = np.linspace(0, min(steps[-1] for steps, _ in curves), 100)
-        mean = np.mean([np.interp(grid, steps, success) for steps, success in curves], axis=0)
+        # a run that stopped because it had succeeded keeps its last value
+        grid = np.linspace(0, max(steps[-1] for steps, _ in curves), 200)
+        mean = np.mean([np.interp(grid, steps, success, left=np.nan) for steps, success in curves], axis=0)
         label = f"{LABELS[core]} ({len(runs)} seed{'s' * (len(runs) > 1)})"
         axes.plot(grid / 1e6, mean, color=COLOURS[core], linewidth=2.5, label=label)
-    axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":", label="guessing")
+    if "Memory" in data["task"] or "TMaze" in data["task"]:
+        axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":", label="guessing")
     axes.set(xlabel="environment steps (millions)", ylabel="success, most probable action", ylim=(0, 1.03))
     axes.set_title(data["task"])
     axes.legend(loc="lower right")

@@ -17,7 +17,7 @@ from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.evaluation import play, summarise
 from fbrl.memory import Memory
 from fbrl.policy import MemoryPolicy
-from fbrl.runs import save_checkpoint
+from fbrl.runs import NOT_SAVED, save_checkpoint
 from fbrl.settings import Settings
 
 
@@ -59,13 +59,15 @@ class Evaluate(BetweenUpdates):
         self.reached = False
 
     def _on_training_start(self) -> None:
-        lines = [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
+        text = self.file.read_text() if self.file.exists() else ""
+        # a line that a killed process left unfinished has no end
+        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         # evaluations of steps after the checkpoint that is resumed are made again
         lines = [line for line in lines if line["timesteps"] <= self.model.num_timesteps]
         self.file.write_text("".join(json.dumps(line) + "\n" for line in lines))
         self.best = max((_score(line) for line in lines), default=float("-inf"))
         self.reached = bool(lines) and self._is_enough(lines[-1])
-        self.next = (lines[-1]["timesteps"] if lines else self.model.num_timesteps) + self.every
+        self.next = (lines[-1]["timesteps"] if lines else 0) + self.every
 
     def _on_step(self) -> bool:
         return not self.reached
@@ -91,7 +93,7 @@ class Evaluate(BetweenUpdates):
                 self.model.logger.record(f"eval/{key}", line[key])
         if _score(line) >= self.best:
             self.best = _score(line)
-            self.model.save(self.best_file, exclude=["_last_obs", "_last_episode_starts", "tensorboard_log"])
+            self.model.save(self.best_file, exclude=NOT_SAVED)
         with self.file.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.reached = self._is_enough(line)

@@ -27,6 +27,7 @@ from fbrl.ppo import MemoryPPO
 from fbrl.settings import Settings, SettingsError
 
 PACKAGES = ("fbrl", "torch", "stable-baselines3", "gymnasium", "minigrid", "numpy")
+NOT_SAVED = ["_last_obs", "_last_episode_starts", "tensorboard_log"]  # what an agent on disk does without
 CARRIED = ("_last_obs", "_last_episode_starts")  # where the environments stand
 
 
@@ -39,7 +40,8 @@ def run_folder(settings: Settings) -> Path:
     name = settings.run.name or f"{settings.env.id.split('/')[-1]}_{settings.core.name}_{settings.run.seed}"
     folder = Path(settings.run.folder) / name
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SettingsError(f"{folder} already holds a run; choose another run.name, or go on with --resume {folder}")
+        way = f"play it with evaluate_agent.py {folder}" if (folder / "finished").exists() else f"--resume {folder}"
+        raise SettingsError(f"{folder} already holds a run; choose another run.name, delete the folder, or {way}")
     return folder
 
 
@@ -106,7 +108,7 @@ def save_checkpoint(model: PPO, folder: Path, settings: Settings) -> None:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None,
     }
-    model.save(folder / "last.tmp.zip", exclude=["_last_obs", "_last_episode_starts", "tensorboard_log"])
+    model.save(folder / "last.tmp.zip", exclude=NOT_SAVED)
     (folder / "resume.tmp.pkl").write_bytes(cloudpickle.dumps(state))
     # should the process die between the two, the steps differ and `load_checkpoint` starts new episodes
     os.replace(folder / "last.tmp.zip", folder / "last.zip")

@@ -264,7 +264,6 @@ def check(settings: Settings) -> None:
             raise SettingsError(f"{name} must be at least 2, got {value}")
     if core.d_model % core.n_heads:
         raise SettingsError(f"core.n_heads must divide core.d_model = {core.d_model}, got {core.n_heads}")
-    check_device("run.device", settings.run.device)
 
 
 def check_device(name: str, device: str) -> None:

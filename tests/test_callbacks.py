@@ -99,6 +99,23 @@ def test_evaluations_keep_to_their_distance(tmp_path, scores):
     assert [line["timesteps"] for line in lines(tmp_path)] == [72, 144, 216]
 
 
+def test_a_resumed_run_evaluates_where_it_would_have(tmp_path, scores):
+    """Also where it was interrupted before its first evaluation."""
+    scores(0.5)
+    model = quiet(make_model())
+    learn(model, 1)
+    learn(model, 2, evaluate_with(tmp_path, every=2 * ROLLOUT))
+    assert [line["timesteps"] for line in lines(tmp_path)] == [2 * ROLLOUT]
+
+
+def test_a_line_that_a_killed_process_left_unfinished(tmp_path, scores):
+    scores(0.5)
+    whole = {"timesteps": 0, "success": 0.25, "return": 0.0, "length": 1.0}
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps(whole) + '\n{"timesteps": 4, "succ')
+    learn(quiet(make_model()), 2, evaluate_with(tmp_path))
+    assert [line["timesteps"] for line in lines(tmp_path)] == [0, ROLLOUT]
+
+
 def test_evaluations_are_logged(tmp_path, scores):
     scores(0.5, 0.5)
     records = Records()

@@ -62,13 +62,34 @@ def test_a_cell_is_the_sum_of_its_three_vectors():
     with torch.no_grad():
         for table, unit in zip(encoder.tables, (100.0, 10.0, 1.0), strict=True):
             table.copy_(unit * torch.arange(len(table)).unsqueeze(1))
-        encoder.linear.weight.copy_(torch.eye(V * V))
-        encoder.linear.bias.zero_()
+        encoder.where.weight.copy_(torch.eye(V * V))
+        encoder.where.bias.zero_()
+        encoder.anywhere.weight.zero_()
     image = random_image(4)
     image[0, 0, 0] = torch.tensor([10, 5, 2])
     expected = (image * torch.tensor([100, 10, 1])).sum(dim=-1).flatten(1).float()
     assert expected[0, 0] == 1052
     torch.testing.assert_close(encoder(image), expected, rtol=0, atol=0)
+
+
+def test_things_are_also_read_wherever_they_are():
+    """Through ``anywhere``, a cell adds the same to the features in every place."""
+    encoder = CellEncoder((V, V, 3), D_CELL, FEATURES)
+    image = random_image(1).repeat(2, 1, 1, 1)
+    image[1] = image[0].flip(0, 1)
+    assert not torch.equal(image[0], image[1])
+    assert not torch.allclose(*encoder(image))
+    with torch.no_grad():
+        encoder.where.weight.zero_()
+    torch.testing.assert_close(*encoder(image))
+    image[1, 0, 0] = torch.tensor([(int(image[1, 0, 0, 0]) + 1) % 11, 0, 0])
+    assert not torch.allclose(*encoder(image))
+
+
+def test_the_background_is_quiet_at_first():
+    objects, colours, states = CellEncoder((V, V, 3), 1000, FEATURES).tables
+    for table, size in ((objects[:4], 0.1), (objects[4:], 1.0), (colours, 0.1), (states, 0.1)):
+        torch.testing.assert_close(table.std().item(), size, rtol=0.1, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64, torch.float32, torch.bfloat16])

@@ -358,7 +358,7 @@ def test_a_folder_that_holds_a_run(run, finished):
     before = contents(finished)
     arguments = (*TINY, f"--run.folder={finished.parent}")
     assert_refused(run(*arguments, "--run.name=tiny"), "tiny already holds a run; choose another run.name")
-    assert_refused(run("--resume", finished), "this run has finished; start another one with another run.name")
+    assert_refused(run("--resume", finished), "this run has finished; python evaluate_agent.py")
     assert contents(finished) == before
 
 
