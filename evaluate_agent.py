@@ -14,19 +14,25 @@ from gymnasium import spaces
 from jsonargparse import Namespace
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 import envs
 from envs.start_states import FixedStart, StartState, StartStatesError, start_states
-from fbrl.evaluation import AgentError, Estimate, Summary, load_agent, play, summarise
+from fbrl.evaluation import Estimate, Summary, load_agent, play, summarise
 from fbrl.policy import MemoryPolicy
 from fbrl.runs import versions
 from fbrl.settings import EnvSettings, OneLineParser, Settings, SettingsError, check_device, fail, load_settings
+from fbrl.vec_env import FiniteVecEnv
 from fbrl.video import record, save_gif
 
 EPISODES = 200
 VIDEO_EPISODES = 4
 SEED = 1000  # apart from the seeds 0, 1, 2, ... that agents are usually trained with
+INSTEAD = {  # what envs.make takes itself, and the settings that say it
+    "previous_action": "env.previous_action",
+    "previous_reward": "env.previous_reward",
+    "seed": "run.seed to train, --seed to evaluate",
+    "render_mode": "--video of evaluate_agent.py",
+}
 
 
 def make_parser() -> OneLineParser:
@@ -90,10 +96,28 @@ def find_agent(given: str) -> tuple[Path, Settings]:
 
 def make_env(env: EnvSettings, **kwargs: Any) -> gym.Env[Any, Any]:
     """One environment; raises SettingsError where the task cannot be made."""
+    for key, setting in INSTEAD.items():
+        if key in env.kwargs:
+            raise SettingsError(f"env.kwargs must not hold {key}; use {setting}")
     try:
         return envs.make(env.id, **kwargs, **all_kwargs(env))
     except Exception as error:  # whatever a task says to keyword arguments that it does not know or like
         raise SettingsError(f"env.id {env.id} with env.kwargs {env.kwargs} cannot be made: {error}") from error
+
+
+def check_pictures(env: EnvSettings) -> None:
+    """Raises SettingsError where the task draws no pictures for a video."""
+    try:
+        modes = make_env(env).metadata.get("render_modes", [])
+        if "rgb_array" not in modes:
+            raise SettingsError(f"its render modes are {modes}, without rgb_array")
+        made = make_env(env, render_mode="rgb_array")
+        made.reset()
+        if made.render_mode != "rgb_array" or made.render() is None:
+            raise SettingsError(f"made for rgb_array, its render mode is {made.render_mode}")
+        made.close()
+    except Exception as error:  # whatever a task says where it cannot draw
+        raise SettingsError(f"--video: {env.id} draws no pictures: {error}") from error
 
 
 def all_kwargs(env: EnvSettings) -> dict[str, Any]:
@@ -138,7 +162,7 @@ def evaluate(agent: PPO, env: EnvSettings, args: Namespace) -> Summary:
         return exhaustive(agent, env, zero_memory)
     n_episodes = args.episodes or EPISODES
     seeds = range(args.seed, args.seed + min(env.n_envs, n_episodes))
-    vec_env = DummyVecEnv([partial(make_env, env, seed=seed) for seed in seeds])
+    vec_env = FiniteVecEnv([partial(make_env, env, seed=seed) for seed in seeds])
     set_random_seed(args.seed)
     return summarise(play(agent, vec_env, n_episodes, deterministic=args.deterministic, zero_memory=zero_memory))
 
@@ -147,7 +171,7 @@ def exhaustive(agent: PPO, env: EnvSettings, zero_memory: bool = False) -> Summa
     """Plays every start state once with the most probable actions; raises SettingsError where there are too many."""
     try:
         states = start_states(env.id, **all_kwargs(env))
-        vec_env = DummyVecEnv([partial(_start_at, env, state) for state in states])
+        vec_env = FiniteVecEnv([partial(_start_at, env, state) for state in states])
         episodes = play(agent, vec_env, deterministic=True, zero_memory=zero_memory)
     except StartStatesError as error:
         raise SettingsError(f"--exhaustive: {error}") from None
@@ -222,7 +246,8 @@ def main(arguments: list[str] | None = None) -> None:
         kwargs=settings.env.kwargs if args.env.kwargs is None else args.env.kwargs,
     )
     check_agent(checkpoint, agent, settings)
-    video_env = make_env(settings.env, seed=args.seed, render_mode="rgb_array") if args.video else None
+    if args.video:
+        check_pictures(settings.env)  # refuse now and not after the evaluation
     summary = evaluate(agent, settings.env, args)
     task = " ".join([settings.env.id, *(f"{name}={value}" for name, value in settings.env.kwargs.items())])
     print(as_table(summary, f"{checkpoint} on {task}", args))
@@ -230,7 +255,8 @@ def main(arguments: list[str] | None = None) -> None:
         with Path(args.json).open("x") as file:
             json.dump(as_json(summary, checkpoint, agent, settings.env, args), file, indent=2)
             file.write("\n")
-    if video_env is not None:
+    if args.video:
+        video_env = make_env(settings.env, seed=args.seed, render_mode="rgb_array")
         set_random_seed(args.seed)
         most_probable, zero_memory = args.deterministic or args.exhaustive, args.control == "zero-memory"
         steps = record(agent, video_env, VIDEO_EPISODES, deterministic=most_probable, zero_memory=zero_memory)
@@ -240,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (SettingsError, AgentError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         fail(error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -32,12 +32,16 @@ class TMaze(gym.Env[int, int]):
     3 (corridor + 0.5) steps on average, and finishes in time in more than 99 % of the episodes.
     ``info["is_success"]`` (bool) comes with every step, so that a time limit around the maze cannot hide a failure.
 
-    Raises ``ValueError`` if ``corridor`` < 1 or if ``max_steps`` < corridor + 1, too few to reach an arm.
+    Raises ``ValueError`` if ``corridor`` or ``max_steps`` is not a whole number, if ``corridor`` < 1, or if
+    ``max_steps`` < corridor + 1, too few to reach an arm.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  (as Gymnasium declares it)
 
     def __init__(self, corridor: int = 10, max_steps: int | None = None, render_mode: str | None = None) -> None:
+        for name, value in (("corridor", corridor), ("max_steps", max_steps)):
+            if value is not None and not isinstance(value, int):
+                raise ValueError(f"{name} must be a whole number, not {value}")
         if corridor < 1:
             raise ValueError(f"corridor must be at least 1, not {corridor}")
         if max_steps is not None and max_steps < corridor + 1:

@@ -40,7 +40,8 @@ class MemoryPPO(PPO):
         **kwargs: everything else that ``stable_baselines3.PPO`` takes.
 
     Raises:
-        ValueError: where sizes do not fit each other, or a space is not supported.
+        ValueError: where sizes do not fit each other, a space is not supported, or ``rollout_buffer_class`` is not a
+            ``SequenceRolloutBuffer``.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -58,9 +59,12 @@ class MemoryPPO(PPO):
         learning_rate: float | Schedule = 3e-4,
         n_steps: int = 128,
         batch_size: int = 128,
+        *,
         seq_len: int = 32,
         **kwargs: Any,
     ) -> None:
+        if batch_size == 1 and kwargs.get("normalize_advantage", True):
+            raise ValueError("batch_size must be at least 2 where advantages are normalized, got 1")
         self.seq_len = seq_len
         super().__init__(policy, env, learning_rate=learning_rate, n_steps=n_steps, batch_size=batch_size, **kwargs)
 
@@ -77,6 +81,9 @@ class MemoryPPO(PPO):
         is_dict = isinstance(self.observation_space, spaces.Dict)
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = SequenceDictRolloutBuffer if is_dict else SequenceRolloutBuffer
+        if not issubclass(self.rollout_buffer_class, SequenceRolloutBuffer):
+            name = self.rollout_buffer_class.__name__
+            raise ValueError(f"rollout_buffer_class must be a SequenceRolloutBuffer, got {name}")
         self.rollout_buffer_kwargs = self.rollout_buffer_kwargs | {"seq_len": self.seq_len}
         super()._setup_model()
         self._last_state = None
@@ -97,7 +104,7 @@ class MemoryPPO(PPO):
         Raises:
             ValueError: where an observation or a reward is not finite.
         """
-        assert isinstance(rollout_buffer, SequenceRolloutBuffer), "rollout_buffer_class must keep sequences"
+        assert isinstance(rollout_buffer, SequenceRolloutBuffer)
         assert self._last_obs is not None, "No previous observation was provided"
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
@@ -197,5 +204,8 @@ def check_spaces(env: GymEnv) -> None:
         if not isinstance(part, SUPPORTED_SPACES):
             where = f"observation_space[{key!r}]" if key else "observation_space"
             raise ValueError(f"{where} must be one of {allowed}, or a Dict of them, got {type(part).__name__}")
-    if not isinstance(env.action_space, SUPPORTED_SPACES):
-        raise ValueError(f"action_space must be one of {allowed}, got {type(env.action_space).__name__}")
+    actions = env.action_space
+    if not isinstance(actions, SUPPORTED_SPACES):
+        raise ValueError(f"action_space must be one of {allowed}, got {type(actions).__name__}")
+    if isinstance(actions, spaces.Box) and not np.isfinite([actions.low, actions.high]).all():
+        raise ValueError(f"action_space must have finite bounds, got {actions.low.min()} to {actions.high.max()}")

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pytest
+from gymnasium import spaces
 from PIL import Image
 from stable_baselines3 import PPO
 
@@ -19,6 +22,58 @@ from fbrl.settings import CoreSettings, EnvSettings, Settings
 
 SCRIPT = Path(__file__).parents[1] / "evaluate_agent.py"
 SIZES = {"d_model": 8, "n_layers": 1, "n_heads": 2, "window": 4}
+
+
+class Task(gym.Env):
+    """Episodes of five steps, whose third may not be finite; draws no pictures."""
+
+    def __init__(self, observation=0.0, reward=0.0):
+        self.observation_space, self.action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
+        self.third = np.full(2, observation, np.float32), reward
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        obs, reward = self.third if self.t == 3 else (np.zeros(2, np.float32), 0.0)
+        return obs, reward, self.t == 5, False, {}
+
+
+class Declares(Task):
+    """Says that it draws, and does not know the keyword."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+
+class Forgets(Declares):
+    """Takes the keyword and does nothing with it."""
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+
+
+class Fails(Declares):
+    """Lacks what it draws with."""
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self):
+        raise gym.error.DependencyNotInstalled("pygame is not installed")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tasks():
+    names = [f"tests/{task.__name__}-v1" for task in (Task, Declares, Forgets, Fails)]
+    for name, task in zip(names, (Task, Declares, Forgets, Fails), strict=True):
+        gym.register(name, entry_point=task)
+    yield
+    for name in names:
+        del gym.registry[name]
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +192,10 @@ def test_the_memoryless_agent(run, copy, tmp_path):
         (["--env.id=fbrl/TMaze-v7"], "the closest are: fbrl/TMaze-v0"),
         (["--env.kwargs={corridor: 0}"], "corridor must be at least 1"),
         (["--env.kwargs={corridors: 3}"], "corridors"),
+        (["--env.kwargs={previous_action: true}"], "must not hold previous_action; use env.previous_action"),
+        (["--env.kwargs={previous_reward: true}"], "must not hold previous_reward; use env.previous_reward"),
+        (["--env.kwargs={seed: 3}"], "must not hold seed; use run.seed to train, --seed to evaluate"),
+        (["--env.kwargs={render_mode: human}"], "must not hold render_mode; use --video"),
         (["--env.id=MiniGrid-MemoryS7-v0", "--env.kwargs={}"], "the agent's observations are Discrete(4), but those"),
         (["--bogus=1"], "bogus"),
     ],
@@ -180,6 +239,49 @@ def test_interrupted(run, saved, monkeypatch):
 
     monkeypatch.setattr("fbrl.evaluation.play", interrupt)
     assert run(saved) == (130, "", "")
+
+
+@pytest.fixture(params=["feedback", "none"])
+def spoilt(request, copy):
+    """An agent for the tasks above, with and without memory."""
+    core = CoreSettings(**SIZES | {"name": request.param})
+    Settings(env=EnvSettings("tests/Task-v1", n_envs=2), core=core).save(copy / "config.yaml")
+    if request.param == "none":
+        PPO("MlpPolicy", Task(), n_steps=64, device="cpu").save(copy / "last.zip")
+    else:
+        MemoryPPO("MlpPolicy", Task(), device="cpu", policy_kwargs={"core_kwargs": SIZES}).save(copy / "last.zip")
+    return copy
+
+
+@pytest.mark.parametrize("name", ["observation", "reward"])
+def test_what_is_not_finite_ends_the_evaluation(run, spoilt, name):
+    assert run(spoilt, "--episodes=2")[0] == 0
+    assert_refused(run(spoilt, "--episodes=2", f"--env.kwargs={{{name}: .nan}}"), f"{name} must be finite, got nan")
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("Task", "its render modes are [], without rgb_array"),
+        ("Declares", "unexpected keyword argument 'render_mode'"),
+        ("Forgets", "made for rgb_array, its render mode is None"),
+        ("Fails", "pygame is not installed"),
+    ],
+)
+def test_a_video_of_a_task_without_pictures(run, spoilt, tmp_path, task, message):
+    result = run(spoilt, f"--env.id=tests/{task}-v1", f"--video={tmp_path / 'agent.gif'}")
+    assert_refused(result, f"--video: tests/{task}-v1 draws no pictures: ")
+    assert message in result[2]
+    assert not (tmp_path / "agent.gif").exists()
+
+
+@pytest.mark.parametrize("error", [ValueError, FloatingPointError, FileExistsError])
+def test_errors_are_one_line(run, saved, monkeypatch, error):
+    def fail(*_, **__):
+        raise error("two\nlines")
+
+    monkeypatch.setattr("fbrl.evaluation.play", fail)
+    assert_refused(run(saved), "error: two lines")
 
 
 def assert_refused(result, message):

@@ -76,8 +76,9 @@ def cartpole_return(algorithm, seed, **kwargs):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_cartpole_with_hidden_velocities(seed):
     core_kwargs = {"d_model": 32, "n_layers": 1, "n_heads": 2, "window": 32}
-    mean = cartpole_return(MemoryPPO, seed, seq_len=32, policy_kwargs={"core_kwargs": core_kwargs})
-    assert mean >= 450  # 500, 489 and 500 with the seeds 0, 1 and 2
+    # without target_kl, one seed in three ends far below
+    mean = cartpole_return(MemoryPPO, seed, seq_len=32, target_kl=0.02, policy_kwargs={"core_kwargs": core_kwargs})
+    assert mean >= 450
 
 
 def test_cartpole_with_hidden_velocities_without_memory():

@@ -5,9 +5,10 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
 from fbrl import MemoryPPO
@@ -336,10 +337,26 @@ def test_a_gradient_that_is_not_finite_does_not_reach_the_weights():
 
 
 def test_another_rollout_buffer_is_refused():
-    class Other(MemoryPPO):
-        def _setup_model(self):
-            super()._setup_model()
-            self.rollout_buffer = PPO("MlpPolicy", vec(), n_steps=12, batch_size=12, device="cpu").rollout_buffer
+    with pytest.raises(ValueError, match=r"^rollout_buffer_class must be a SequenceRolloutBuffer, got RolloutBuffer$"):
+        make_model(rollout_buffer_class=RolloutBuffer)
 
-    with pytest.raises(AssertionError, match="rollout_buffer_class must keep sequences"):
-        Other("MlpPolicy", DummyVecEnv([RandomTask]), n_steps=12, batch_size=12, seq_len=4, device="cpu").learn(12)
+
+@pytest.mark.parametrize(
+    "make_env", [lambda space: RandomTask(action_space=space), lambda space: vec(1, action_space=space)]
+)
+def test_actions_without_bounds_are_refused(make_env):
+    space = spaces.Box(np.array([-1, -np.inf], np.float32), np.array([1, 2], np.float32))
+    with pytest.raises(ValueError, match=r"^action_space must have finite bounds, got -inf to 2\.0$"):
+        MemoryPPO("MlpPolicy", make_env(space))
+
+
+def test_one_sample_cannot_be_normalized():
+    with pytest.raises(ValueError, match=r"^batch_size must be at least 2 where advantages are normalized, got 1$"):
+        make_model(batch_size=1, seq_len=1)
+    assert make_model(batch_size=1, seq_len=1, normalize_advantage=False).batch_size == 1
+
+
+def test_the_length_of_sequences_is_given_by_name():
+    """The sixth argument of PPO is n_epochs."""
+    with pytest.raises(TypeError, match="positional argument"):
+        MemoryPPO("MlpPolicy", vec(), 3e-4, 128, 128, 4)

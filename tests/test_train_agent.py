@@ -76,7 +76,11 @@ class TupleActionTask(Task):
     action_space = spaces.Tuple([spaces.Discrete(2)])
 
 
-TASKS = [NaNObservation, NaNReward, TupleTask, TextTask, TextInDictTask, TupleActionTask]
+class EndlessActionTask(Task):
+    action_space = spaces.Box(-np.inf, np.inf, (2,))
+
+
+TASKS = [NaNObservation, NaNReward, TupleTask, TextTask, TextInDictTask, TupleActionTask, EndlessActionTask]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -334,6 +338,8 @@ def test_interrupted_in_its_own_process(tmp_path):
         (["--env.id=tests/TextTask-v0", "--env.kwargs={}", "--core.name=none"], "or a Dict of them, got Text"),
         (["--env.id=tests/TextInDictTask-v0", "--env.kwargs={}"], "observation_space['b'] must be one of Box"),
         (["--env.id=tests/TupleActionTask-v0", "--env.kwargs={}"], "action_space must be one of Box, "),
+        (["--env.id=tests/EndlessActionTask-v0", "--env.kwargs={}"], "must have finite bounds, got -inf to inf"),
+        (["--env.kwargs={seed: 3}"], "env.kwargs must not hold seed; use run.seed"),
         (["--run.device=abacus"], "run.device must be auto, cpu, cuda"),
         (["--run.folder=/dev/null"], "/dev/null"),
     ],

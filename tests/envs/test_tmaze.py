@@ -92,6 +92,10 @@ def test_wrong_arguments():
         make("fbrl/TMaze-v0", corridor=0)
     with pytest.raises(ValueError, match=r"at least corridor \+ 1 = 5, not 4"):
         make("fbrl/TMaze-v0", corridor=4, max_steps=4)
+    with pytest.raises(ValueError, match=r"corridor must be a whole number, not 2\.5"):
+        make("fbrl/TMaze-v0", corridor=2.5)
+    with pytest.raises(ValueError, match=r"max_steps must be a whole number, not 9\.5"):
+        make("fbrl/TMaze-v0", corridor=4, max_steps=9.5)
 
 
 @pytest.mark.parametrize("cue", [0, 1])
