@@ -44,7 +44,7 @@ def policy_for(space):
     return "CnnPolicy" if len(space.shape) == 3 else "MlpPolicy"
 
 
-def learns(model, action_space, without_gradient=()):
+def assert_learns(model, action_space, without_gradient=()):
     """Two rollouts and updates change every parameter and leave it finite; then the agent acts."""
     before = parameters(model)
     model.learn(2 * model.n_steps * model.n_envs)
@@ -62,20 +62,20 @@ def learns(model, action_space, without_gradient=()):
 def test_cores(core):
     space = OBSERVATIONS["dict"]
     env = vec(2, observation_space=space, action_space=ACTIONS["box"])
-    learns(make_model(core, env, "MultiInputPolicy"), env.action_space)
+    assert_learns(make_model(core, env, "MultiInputPolicy"), env.action_space)
 
 
 @pytest.mark.parametrize("name", OBSERVATIONS)
 def test_observations(name):
     space = OBSERVATIONS[name]
     env = vec(2, observation_space=space)
-    learns(make_model("fast", env, policy_for(space), n_epochs=1), env.action_space)
+    assert_learns(make_model("fast", env, policy_for(space), n_epochs=1), env.action_space)
 
 
 @pytest.mark.parametrize("name", ACTIONS)
 def test_actions(name):
     space = ACTIONS[name]
-    learns(make_model("fast", vec(action_space=space), n_epochs=1), space)
+    assert_learns(make_model("fast", vec(action_space=space), n_epochs=1), space)
 
 
 @pytest.mark.parametrize(("squash_output", "sde_sample_freq"), [(False, -1), (True, 3)])
@@ -89,7 +89,7 @@ def test_state_dependent_exploration(squash_output, sde_sample_freq):
         sde_sample_freq=sde_sample_freq,
         policy_kwargs={"squash_output": squash_output},
     )
-    learns(model, space)
+    assert_learns(model, space)
 
 
 @pytest.mark.parametrize("name", ACTIONS)
@@ -97,11 +97,11 @@ def test_one_environment(name):
     """An environment that is not vectorized, a batch of one sequence and a network after the core."""
     task = RandomTask(action_space=ACTIONS[name])
     model = make_model("fast", task, n_steps=8, seq_len=8, batch_size=8, n_epochs=1, policy_kwargs={"net_arch": [7]})
-    learns(model, task.action_space)
+    assert_learns(model, task.action_space)
 
 
 def test_sequences_of_one_step():
     """The minibatch left over at the end is one sample. Without a second step nothing learns to write."""
     with pytest.warns(UserWarning, match="truncated mini-batch of size 1"):
         model = make_model("plain", vec(1), n_steps=9, seq_len=1, batch_size=4)
-    learns(model, model.action_space, without_gradient=["core.mix"])
+    assert_learns(model, model.action_space, without_gradient=["core.mix"])

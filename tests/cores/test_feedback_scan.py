@@ -78,7 +78,9 @@ def results(core: FeedbackTransformer, x: Tensor, memory: Memory, episode_start:
 
 def assert_law(fast: dict[str, Tensor], plain: dict[str, Tensor]) -> None:
     for name in plain:
-        torch.testing.assert_close(fast[name], plain[name], rtol=1e-9, atol=1e-9, msg=lambda text: f"{name}: {text}")  # noqa: B023
+        torch.testing.assert_close(
+            fast[name], plain[name], rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
