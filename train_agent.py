@@ -44,6 +44,7 @@ from fbrl.settings import (
     load_settings,
     to_settings,
 )
+from fbrl.timing import TimeShares
 from fbrl.vec_env import FiniteVecEnv
 
 FINAL_EPISODES = 200
@@ -125,7 +126,7 @@ def learn(model: PPO, settings: Settings, folder: Path) -> None:
     if ppo.ent_coef_end is not None:
         callbacks.append(EntropySchedule(ppo.ent_coef, ppo.ent_coef_end))
     with saving_on_interrupt(checkpoint), contextlib.closing(bar):
-        model.learn(ppo.timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)
+        model.learn(ppo.timesteps - model.num_timesteps, TimeShares(callbacks), reset_num_timesteps=False)
         if not checkpoint.stopped:
             checkpoint.save()
     if checkpoint.stop_asked:

@@ -20,6 +20,8 @@ from fbrl.policy import MemoryPolicy
 from fbrl.runs import NOT_SAVED, save_checkpoint
 from fbrl.settings import Settings
 
+SHARES = ("environment", "acting", "update")  # of the time, as ``TimeShares`` logs them; shown in the progress bar
+
 
 class BetweenUpdates(BaseCallback):
     """Acts between two updates, where model, environments and random states belong together."""
@@ -185,6 +187,8 @@ class MemoryFigures(BaseCallback):
 class ProgressBar(BaseCallback):
     """A progress bar in environment steps, with the success rate (or the mean return) of the last episodes.
 
+    Below a ``TimeShares`` it also says where the time goes.
+
     To be closed also where training fails, so that what is printed next has a line of its own.
     """
 
@@ -209,11 +213,14 @@ class ProgressBar(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
+        parts = []
         if self.model.ep_success_buffer:
-            self.bar.set_postfix_str(f"success {safe_mean(self.model.ep_success_buffer):.2f}", refresh=False)
+            parts.append(f"success {safe_mean(self.model.ep_success_buffer):.2f}")
         elif self.model.ep_info_buffer:
-            mean = safe_mean([episode["r"] for episode in self.model.ep_info_buffer])
-            self.bar.set_postfix_str(f"return {mean:.2f}", refresh=False)
+            parts.append(f"return {safe_mean([episode['r'] for episode in self.model.ep_info_buffer]):.2f}")
+        logged = self.logger.name_to_value
+        parts += [f"{name} {logged[f'time/{name}']:.0%}" for name in SHARES if f"time/{name}" in logged]
+        self.bar.set_postfix_str(", ".join(parts), refresh=False)
 
     def _on_training_end(self) -> None:
         self.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
@@ -13,7 +15,10 @@ class FiniteVecEnv(DummyVecEnv):
 
     For agents other than ``MemoryPPO``, which looks itself. ``VecCheckNan`` is no choice, nor is any other
     ``VecEnvWrapper``: they cannot be pickled, and a run could not be resumed in the middle of its episodes.
+    Counts the seconds that steps take in ``seconds_stepping``.
     """
+
+    seconds_stepping = 0.0
 
     def reset(self) -> VecEnvObs:
         """The first observations."""
@@ -23,7 +28,9 @@ class FiniteVecEnv(DummyVecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """One step of every environment."""
+        start = time.perf_counter()
         obs, rewards, dones, infos = super().step_wait()
+        self.seconds_stepping += time.perf_counter() - start
         check_finite(obs, "observation")  # type: ignore[arg-type]
         check_finite(rewards, "reward")
         return obs, rewards, dones, infos

@@ -1,6 +1,7 @@
 """What a run does beside learning."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from fbrl import MemoryPPO
 from fbrl.callbacks import Checkpoint, EntropySchedule, Evaluate, MemoryFigures, ProgressBar
 from fbrl.evaluation import Episodes
 from fbrl.settings import RunSettings, Settings
+from fbrl.timing import TimeShares
+from fbrl.vec_env import FiniteVecEnv
 from tests.tasks import CORES, ConstantTask, collect, make_model, parameters, vec
 
 ROLLOUT = 36  # steps of make_model's three environments
@@ -272,6 +275,12 @@ def test_progress_bar(capsys):
     assert "100%" in err
     assert "success 0.75" in err
     assert err.endswith("\n")
+
+
+def test_progress_bar_says_where_the_time_goes():
+    bar = ProgressBar(shown=False)
+    learn(quiet(make_model(env=FiniteVecEnv([ConstantTask] * 3))), 2, TimeShares([bar]))
+    assert re.fullmatch(r"environment \d+%, acting \d+%, update \d+%", bar.bar.postfix)
 
 
 def test_no_progress_bar(capsys):

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {
     "fbrl.memory": 0,
+    "fbrl.timing": 0,
     "fbrl.cores": 0,  # its __init__ runs before every core, so it imports none of them
     "fbrl.cores.core": 0,
     "fbrl.cores.feedback": 1,
