@@ -64,7 +64,7 @@ class EnvPoolVecEnv(VecEnv):
         _check_view_size(kwargs.get("agent_view_size", FULL))
         model = make(env_id, previous_action=previous_action, previous_reward=previous_reward, **kwargs)
         base, space = model.unwrapped, model.observation_space
-        self._task = _envpool_task(env_id, base.spec)
+        self._task = _envpool_task(env_id, base)
         assert isinstance(base, MiniGridEnv)
         assert isinstance(space, gym.spaces.Dict)
         _check_view_size(base.agent_view_size)  # of the registration
@@ -199,18 +199,20 @@ def _check_view_size(size: Any) -> None:
         raise ValueError(f"agent_view_size must be 3, 5 or 7 for EnvPool, got {size}")
 
 
-def _envpool_task(env_id: str, spec: EnvSpec | None) -> str:
+def _envpool_task(env_id: str, base: gym.Env[Any, Any]) -> str:
     """EnvPool's id of the task: that of MiniGrid's registration which differs from the task's in the view at most.
 
     BabyAI's tasks are left out: EnvPool does not say whether one of their episodes failed or ran out of time.
     """
+    assert base.spec is not None
+    task = _but_for_the_view(gym.registry[base.spec.id])  # base.spec itself does not say that a time limit is around it
     has: list[str] = [name for name in _load_envpool().list_all_envs() if name.startswith("MiniGrid-")]
     for name in has:
-        if spec and name in gym.registry and _but_for_the_view(gym.registry[name]) == _but_for_the_view(spec):
+        if name in gym.registry and _but_for_the_view(gym.registry[name]) == task:
             return name
     raise ValueError(f"env_id must be a MiniGrid task that EnvPool has (BabyAI's are not supported), got {env_id}")
 
 
 def _but_for_the_view(spec: EnvSpec) -> tuple[Any, ...]:
-    kwargs = {name: value for name, value in spec.kwargs.items() if name not in ("agent_view_size", "render_mode")}
+    kwargs = {name: value for name, value in spec.kwargs.items() if name != "agent_view_size"}
     return spec.entry_point, kwargs, spec.max_episode_steps, spec.additional_wrappers
