@@ -41,7 +41,7 @@ def in_sight(clear: NDArray[np.bool_]) -> NDArray[np.bool_]:
     visible = np.zeros_like(clear)
     visible[:, size // 2, -1] = True
     for row in reversed(range(size)):
-        for _ in range(size - 1):  # at most so many steps from one side to the other
+        for _ in range(size - 2):  # steps to the sides: a row starts with its middle or with two neighbours in sight
             _show_beside(visible[..., row], visible[..., row] & clear[..., row])
         if row:
             light = visible[..., row] & clear[..., row]
