@@ -220,13 +220,11 @@ class MemoryPolicy(ActorCriticPolicy):
         batch_size = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
         with torch.no_grad():
             actor = self._actor_from(state, batch_size)
-            starts = torch.as_tensor(np.zeros(batch_size) if episode_start is None else np.asarray(episode_start))
-            if starts.numel() != batch_size:
-                raise ValueError(
-                    f"episode_start must have one entry an observation, {batch_size}, got {starts.numel()}"
-                )
-            starts = starts.to(self.device, torch.bool).reshape(batch_size)
-            actions = self._predict(obs, actor, starts, deterministic)
+            starts = np.zeros(batch_size, bool) if episode_start is None else np.asarray(episode_start, bool).ravel()
+            if starts.size != batch_size:
+                raise ValueError(f"episode_start must have one entry an observation, {batch_size}, got {starts.size}")
+            starts_tensor = torch.as_tensor(starts, device=actor.state[0].device)
+            actions = self._predict(obs, actor, starts_tensor, deterministic)
         returned = tuple(tensor.cpu().numpy() for tensor in actor.state)
         for part in returned:
             part.flags.writeable = False
@@ -239,7 +237,7 @@ class MemoryPolicy(ActorCriticPolicy):
         if self._last_predicted is not None and state is not None:
             returned, actor = self._last_predicted
             same = len(state) == len(returned) and all(one is two for one, two in zip(state, returned, strict=True))
-            if same and len(returned[0]) == batch_size and actor.state[0].device == self.device:
+            if same and len(returned[0]) == batch_size and actor.state[0].device == self.value_net.weight.device:
                 return actor
         return self.core.actor(self._state_tensors(state, batch_size))
 

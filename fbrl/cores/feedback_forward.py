@@ -28,10 +28,6 @@ def skew(tensor: Tensor, width: int) -> Tensor:
     return tensor.as_strided((steps, n_layers, rows, width), (by_step + 1, by_layer, by_row, 1))
 
 
-Rows = Tensor | tuple[Tensor, ...]
-"""Something by step, to be indexed with t."""
-
-
 class Shared(NamedTuple):
     """The weights that all layers share."""
 
@@ -131,21 +127,16 @@ class Forward:
         self.x, self.h, self.u, self.o = grid(tape.x), grid(tape.h), grid(tape.u), grid(tape.o)
         if saves:
             self.q, self.attention = grid(tape.q.permute(1, 2, 0, 3)), grid(skew(tape.attention, window + 1))
-        # by step; a list of a tensor's rows is the faster one to read, a tensor the faster one to make
-        self.keys: Rows = tape.kv[0].unfold(1, window + 1, 1).transpose(0, 1)  # (B H, D/H, M + 1)
-        self.values: Rows = tape.kv[1].unfold(1, window + 1, 1).transpose(0, 1)
-        self.new_keys: Rows = tape.kv[0, :, window:].transpose(0, 1)  # (B H, D/H)
-        self.new_values: Rows = tape.kv[1, :, window:].transpose(0, 1)
-        self.m: Rows = tape.m
-        self.mixed = tape.x.flatten(2).unbind(1)
+        self.keys, self.values = (half.unfold(1, window + 1, 1).unbind(1) for half in tape.kv)  # (B H, D/H, M + 1)
+        self.written = tape.kv[:, :, window:].unflatten(1, (batch, -1)).unbind(3)  # (2, B, H, D/H)
+        self.w_kv = torch.cat([shared.w_k, shared.w_v]).t()
+        self.mixed, self.m = tape.x.flatten(2).unbind(1), tape.m.unbind(0)
         self.r = F.pad(shared.distance.flip(0), (0, 0, 0, 1)).t()  # (D/H, M + 1); 0 for the null slot
         self.scores = tape.m.new_empty(batch, rows // batch, window + 1)
         self.softmax = tape.m.new_empty(rows, 1, window + 1)
 
     def run(self, x: Tensor, mask: Tensor) -> Tensor:
         """All steps: x^0 (T, B, D), mask (T, B, M + 1) as ``readable_mask`` gives it -> x^L (T, B, D)."""
-        for name in ("keys", "values", "new_keys", "new_values", "m"):
-            setattr(self, name, getattr(self, name).unbind(0))
         first, outputs = self.layers[0], torch.empty_like(self.tape.m)
         queries = F.linear(norm(x, first.gain_1, first.bias_1)[0], first.w_q)  # the first layer's wait for no step
         for t, step in enumerate(zip(x.unbind(0), mask.unbind(0), queries.unbind(0), strict=True)):
@@ -187,5 +178,5 @@ class Forward:
     def project(self, t: int) -> None:
         """Makes the key and the value of m_t, for the steps after t."""
         n = norm(self.m[t], self.shared.gain_m, self.shared.bias_m)[0]
-        self.new_keys[t].copy_(torch.mm(n, self.shared.w_k.t()).view(-1, self.d_head))
-        self.new_values[t].copy_(torch.mm(n, self.shared.w_v.t()).view(-1, self.d_head))
+        both = torch.mm(n, self.w_kv).view(len(n), 2, -1, self.d_head)
+        self.written[t].copy_(both.transpose(0, 1))

@@ -92,10 +92,13 @@ class FeedbackActor(Actor):
 
     def __init__(self, core: FastFeedbackTransformer, state: State) -> None:
         super().__init__(core, Memory(*state))
-        self.room, self.t = max(core.window, 32), 0
-        self.distance = torch.arange(core.window, -1, -1, device=self.state.slots.device)
-        self.mask = self.state.slots.new_empty(len(self.state.slots), core.window + 1)
-        self.unreadable = torch.empty_like(self.mask, dtype=torch.bool)
+        self.room, self.t = 8, 0  # little at first, for those who take one step
+        self.parameters = list(core.parameters())
+        slots = self.state.slots
+        length = torch.arange(core.window + 1, device=slots.device)
+        unreadable = length.flip(0) > length.unsqueeze(1)  # a slot that is farther away than the memory is long
+        self.masks = slots.new_zeros(unreadable.shape).masked_fill_(unreadable, -math.inf)  # by length
+        self.mask = slots.new_empty(len(slots), core.window + 1)
         self.versions: list[int] | None = None
 
     @torch.no_grad()
@@ -104,11 +107,11 @@ class FeedbackActor(Actor):
         with _autocast_off(x.device.type):
             self._make_room()
             length = self.state.length.masked_fill(episode_start, 0)
-            torch.gt(self.distance, length.unsqueeze(1), out=self.unreadable)
-            self.mask.zero_().masked_fill_(self.unreadable, -math.inf)
+            torch.index_select(self.masks, 0, length, out=self.mask)
             x, first = x.to(self.mask.dtype), self.forward.layers[0]
             q = torch.mm(norm(x, first.gain_1, first.bias_1)[0], first.w_q.t())
-            features = self.core.ln_out(self.forward.step(self.t, x, self.mask, q))
+            ln_out = self.core.ln_out
+            features = norm(self.forward.step(self.t, x, self.mask, q), ln_out.weight, ln_out.bias)[0]
             self.forward.project(self.t)
             self.t += 1
             window = self.slots[self.t : self.t + self.core.window].transpose(0, 1)
@@ -118,12 +121,13 @@ class FeedbackActor(Actor):
     def _make_room(self) -> None:
         """Sees to it that there is room for a step, and that keys and values are those of the weights."""
         core, slots = self.core, self.state.slots
-        versions = [parameter._version for parameter in core.parameters()]
+        versions = [parameter._version for parameter in self.parameters]
         if versions != self.versions:
             kv: Sequence[Tensor] = [by_head(half, core.n_heads) for half in core._project(slots)]
             self.versions = versions
         elif self.t == self.room:
             kv = self.forward.tape.kv[:, :, self.room :].unflatten(1, (len(slots), -1)).unbind(0)
+            self.room = max(core.window, 32)
         else:
             return
         self.slots = slots.new_empty(core.window + self.room, *slots[:, 0].shape)
@@ -137,9 +141,11 @@ class FeedbackActor(Actor):
 @contextlib.contextmanager
 def _autocast_off(device_type: str) -> Iterator[bool]:
     """Switches autocast off inside; gives whether it was on."""
-    was_on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-    with torch.autocast(device_type, enabled=False) if was_on else contextlib.nullcontext():
-        yield was_on
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        with torch.autocast(device_type, enabled=False):
+            yield True
+    else:
+        yield False
 
 
 class _Recurrence(torch.autograd.Function):
