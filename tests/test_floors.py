@@ -22,9 +22,10 @@ FLOORS = {
     "fbrl.settings": 6,
     "fbrl.evaluation": 6,
     "fbrl.video": 6,
-    "fbrl.runs": 7,
-    "fbrl.callbacks": 8,
-    "fbrl": 9,  # the roof: hands out the public names, and nothing below imports it
+    "fbrl.distributed": 7,
+    "fbrl.runs": 8,
+    "fbrl.callbacks": 9,
+    "fbrl": 10,  # the roof: hands out the public names, and nothing below imports it
 }
 
 
