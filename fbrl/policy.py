@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, MlpExtracto
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from fbrl.cores.core import Core, State
+from fbrl.cores.core import Actor, Core, State
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
 
@@ -122,11 +122,20 @@ class MemoryPolicy(ActorCriticPolicy):
             actions (B, ...), values (B, 1), log-probabilities (B,), the state after the step.
         """
         features, state = self._step_features(obs, state, episode_start)
+        return *self._choose(features, deterministic), state
+
+    def act(self, obs: PyTorchObs, actor: Actor, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor, State]:
+        """``forward`` with sampled actions, going on from where ``actor``, one of ``self.core``'s, stands."""
+        features, state = actor.step(self.encode(obs), episode_start)
+        return *self._choose(features, deterministic=False), state
+
+    def _choose(self, features: Tensor, deterministic: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """What the heads make of features (B, D): actions (B, ...), values (B, 1), log-probabilities (B,)."""
         distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features))
         actions = distribution.get_actions(deterministic=deterministic)
         log_prob = distribution.log_prob(actions)
         values = self.value_net(self.mlp_extractor.forward_critic(features))
-        return actions.reshape((-1, *(self.action_space.shape or ()))), values, log_prob, state
+        return actions.reshape((-1, *(self.action_space.shape or ()))), values, log_prob
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: Sequences, actions: Tensor

@@ -115,13 +115,14 @@ class MemoryPPO(PPO):
         check_finite(self._last_obs, "observation")
         if self._last_state is None or len(self._last_state[0]) != env.num_envs:
             self._last_state = self.policy.initial_state(env.num_envs)
+        actor = self.policy.core.actor(self._last_state)
         for n_steps in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
             with torch.no_grad():
                 starts = torch.as_tensor(self._last_episode_starts, dtype=torch.bool, device=self.device)
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                action_tensor, values, log_probs, next_state = self.policy(obs_tensor, self._last_state, starts)
+                action_tensor, values, log_probs, next_state = self.policy.act(obs_tensor, actor, starts)
             actions = action_tensor.cpu().numpy()
             clipped_actions = self.policy._to_env_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
