@@ -164,15 +164,16 @@ def give(model, whole, columns):
         setattr(buffer, name, getattr(source, name)[:, columns].copy())
     if isinstance(model, MemoryPPO):
         buffer.states = [tuple(part[columns] for part in state) for state in source.states]
+        buffer.written = [part[columns] for part in source.written]
     buffer.pos, buffer.full, buffer.generator_ready = source.pos, True, False
     return model
 
 
-def halves(memory, normalize, seq_len):
+def halves(memory, normalize, seq_len, passes):
     """How far the weights are apart after one minibatch of one epoch: one process with all, each of N with its half."""
     kwargs = {"n_epochs": 1, "normalize_advantage": normalize, "learning_rate": 1e-3, "max_grad_norm": 0.1}
     if memory:
-        kwargs |= {"seq_len": seq_len, "core": "plain" if seq_len == 1 else "fast"}
+        kwargs |= {"seq_len": seq_len, "passes": passes, "core": "plain" if seq_len == 1 else "fast"}
     whole = agent(memory, 4, batch_size=48, **kwargs)
     collect(whole, 2)
     columns = slice(2 * rank(), 2 * rank() + 2)
@@ -193,10 +194,12 @@ def halves(memory, normalize, seq_len):
 
 
 @pytest.mark.parametrize("normalize", [True, False], ids=["normalized", "as_is"])
-@pytest.mark.parametrize(("memory", "seq_len"), [(True, 4), (True, 1), (False, 1)])
-def test_two_processes_with_half_a_rollout_equal_one_with_all_of_it(together, memory, seq_len, normalize):
+@pytest.mark.parametrize(
+    ("memory", "seq_len", "passes"), [(True, 4, None), (True, 4, 2), (True, 1, None), (False, 1, None)]
+)
+def test_two_processes_with_half_a_rollout_equal_one_with_all_of_it(together, memory, seq_len, passes, normalize):
     """Advantages are normalised over all processes or not at all, and it is the averaged gradient that is clipped."""
-    for half, alone, moved, without in together(halves, memory, normalize, seq_len):
+    for half, alone, moved, without in together(halves, memory, normalize, seq_len, passes):
         assert half < 1e-6
         assert alone > 1e-4
         assert moved > 5e-4
@@ -526,6 +529,7 @@ def at(step, what):
     """
 
 
+@pytest.mark.slow
 def test_a_run_and_its_control(torchrun, tmp_path):
     code, out, err = torchrun(*TINY, "--run.folder=runs", "--run.control=true")
     assert code == 0, err
@@ -560,6 +564,7 @@ def test_a_process_that_is_killed_ends_the_run(torchrun, tmp_path):
     assert model.num_timesteps == 128
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_all_with_its_line(torchrun):
     code, _, err = torchrun(*TINY, "--run.folder=runs", first=at(136, 'raise ValueError("reward must be finite")'))
     assert code != 0
@@ -570,7 +575,9 @@ def test_an_error_of_one_process_ends_all_with_its_line(torchrun):
     ("arguments", "message"),
     [
         (("--run.folder=runs",), "runs/tiny already holds a run; choose another run.name"),  # only the first looks
-        (("--env.n_envs=3",), "env.n_envs must be a multiple of the 2 processes, got 3"),
+        pytest.param(
+            ("--env.n_envs=3",), "env.n_envs must be a multiple of the 2 processes, got 3", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_bad_input_is_refused_once(torchrun, tmp_path, arguments, message):
@@ -586,6 +593,7 @@ def test_bad_input_is_refused_once(torchrun, tmp_path, arguments, message):
     assert not list(tmp_path.rglob("config.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 def test_an_interrupt_saves_and_the_run_goes_on_as_if_nothing_had_been(torchrun, tmp_path, number):
     """The signal reaches ``torchrun``, which hands it on, or dies with it."""
