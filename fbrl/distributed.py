@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -76,6 +77,8 @@ def process_group() -> Iterator[None]:
         if is_lost(error):
             raise ProcessLost("another process of this run has ended, or cannot be reached") from error
         raise
+    # DistributedDataParallel is part of reference cycles and holds the group; left to the end of the interpreter, it aborts
+    gc.collect()
     dist.destroy_process_group()
 
 
