@@ -68,7 +68,8 @@ def process_group() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
     try:
         yield
     except Exception as error:
@@ -77,7 +78,7 @@ def process_group() -> Iterator[None]:
         if is_lost(error):
             raise ProcessLost("another process of this run has ended, or cannot be reached") from error
         raise
-    # DistributedDataParallel is part of reference cycles and holds the group; left to the end of the interpreter, it aborts
+    # DistributedDataParallel holds the group, in reference cycles; left to the interpreter, their end sometimes aborts
     gc.collect()
     dist.destroy_process_group()
 
