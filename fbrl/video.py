@@ -52,7 +52,7 @@ def attention(policy: MemoryPolicy, observation: Any, state: tuple[NDArray[Any],
     assert isinstance(policy.core, FeedbackTransformer)
     memory = policy.core.initial_state(1)
     if state is not None:
-        memory = Memory(*(torch.as_tensor(part, device=policy.device) for part in state))
+        memory = Memory(*(torch.tensor(part, device=policy.device) for part in state))
     policy.set_training_mode(False)
     with torch.no_grad():
         obs, _ = policy.obs_to_tensor(observation)
