@@ -11,7 +11,8 @@ them, or where the numbers of parameters differ by more than a tenth. Of each si
 - ``over_recurrent_ppo``: RecurrentPPO's over ours: above 1, ours is the faster. RecurrentPPO's ``predict`` runs the
   actor's LSTM alone;
 - ``late_over_early``: for batch 1, what a step of ours costs ``--steps`` steps (default: 100,000) into an episode over
-  what it costs 1,000 steps into it. The states at both points are kept, and blocks that go on from them measured in turns;
+  what it costs 1,000 steps into it. The states at both points are kept, and blocks that go on from them measured in
+  turns, four times ``--repeats``;
 - ``episode``: for batch 1, the median milliseconds of a step in each hundredth of that episode, as it is played.
 """
 
@@ -77,15 +78,14 @@ def play(agent: Any, track: list[Step], state: State = None) -> State:
 def check_steps_are_a_scan(agent: MemoryPPO, track: list[Step]) -> None:
     """Exits where ``predict`` step by step and one scan over the same steps differ."""
     policy, state, actions = agent.policy, None, []
-    for obs, starts in track:
-        action, state = agent.predict(obs, state=state, episode_start=starts, deterministic=True)
+    for step in track:
+        action, state = agent.predict(step.obs, state=state, episode_start=step.episode_start, deterministic=True)
         actions.append(torch.as_tensor(action))
     parts = [cast("dict[str, np.ndarray[Any, Any]]", step.obs) for step in track]
     stacked = {key: torch.as_tensor(np.stack([part[key] for part in parts], axis=1)) for key in parts[0]}
     starts = torch.as_tensor(np.stack([step.episode_start for step in track], axis=1))
-    batch = len(starts)
     with torch.no_grad():
-        features, final = policy._features(Sequences(stacked, starts, policy.initial_state(batch)))
+        features, final = policy._features(Sequences(stacked, starts, policy.initial_state(len(starts))))
         distribution = policy._get_action_dist_from_latent(policy.mlp_extractor.forward_actor(features))
         taken = distribution.log_prob(torch.stack(actions, dim=1).flatten())
         best = distribution.log_prob(distribution.get_actions(deterministic=True))
@@ -121,7 +121,8 @@ def long_episode(agent: Any, track: list[Step], steps: int, repeats: int) -> dic
         if index + 1 in (EARLY, steps):
             kept[index + 1] = state
     laps = laps_in_turns(
-        {"early": partial(play, agent, track, kept[EARLY]), "late": partial(play, agent, track, kept[steps])}, repeats
+        {"early": partial(play, agent, track, kept[EARLY]), "late": partial(play, agent, track, kept[steps])},
+        4 * repeats,
     )
     curve = np.median(spent[: steps - steps % POINTS].reshape(POINTS, -1), axis=1)
     return {
