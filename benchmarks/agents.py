@@ -90,7 +90,7 @@ def parameters(agent: OnPolicyAlgorithm) -> int:
 def check_parameters(counts: dict[str, int]) -> None:
     """Exits where an agent's number of parameters is not ours within ``TOLERANCE``."""
     for name, count in counts.items():
-        if abs(count / counts[OURS] - 1) > TOLERANCE:
+        if abs(count - counts[OURS]) > TOLERANCE * counts[OURS]:
             raise SystemExit(f"{name} has {count} parameters beside our {counts[OURS]}; nothing is reported")
 
 

@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from benchmarks.agents import OURS, RIVAL, SHARED
 from fbrl.settings import SettingsError, fail
@@ -34,7 +34,8 @@ Rows = list[dict[str, Any]]
 
 def draw_scan(rows: Rows) -> Figure:
     """Every size's ratios on a logarithmic axis."""
-    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.27 * len(rows)), dpi=150)
+    figure = plt.figure(figsize=(7, 1.4 + 0.24 * len(rows)), dpi=150, layout="constrained")
+    axes = figure.subplots()
     heights = range(len(rows))
     for column, (label, colour, marker) in FORMS.items():
         shown = [y for y in heights if rows[y][column] is not None]
@@ -47,14 +48,15 @@ def draw_scan(rows: Rows) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     axes.grid(color="whitesmoke")
     axes.set(xlabel="its time over the fast form's", title="The scan, forward and backward")
-    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.55 / figure.get_figheight() * 2), ncols=3)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=len(FORMS))
     return figure
 
 
 def draw_throughput(rows: Rows) -> Figure:
     """Where a thousand steps' time goes, by contender; one panel a size."""
     sizes = list(dict.fromkeys(core_size(row) for row in rows))
-    figure, panels = plt.subplots(len(sizes), figsize=(7, 0.8 + 2.1 * len(sizes)), dpi=150, sharex=True, squeeze=False)
+    figure = plt.figure(figsize=(7, 1 + 1.9 * len(sizes)), dpi=150, layout="constrained")
+    panels = figure.subplots(len(sizes), sharex=True, squeeze=False)
     for size, axes in zip(sizes, panels[:, 0], strict=True):
         shown = [row for row in rows if core_size(row) == size]
         labels = [f"{LABELS[row['agent']]}, {row['processes']} x {row['threads']}" for row in shown]
@@ -69,22 +71,27 @@ def draw_throughput(rows: Rows) -> Figure:
         axes.margins(x=0.15)
         axes.tick_params(labelsize=7)
         axes.set_title(f"{size}, about {round(shown[0]['parameters'], -3):,} parameters each", fontsize=8)
-    panels[0, 0].legend(fontsize=7, loc="lower right")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=len(SHARES))
     panels[-1, 0].set_xlabel("seconds for 1,000 environment steps (processes x threads)")
     return figure
 
 
 def draw_latency(rows: Rows) -> Figure:
     """One call by batch size beside RecurrentPPO's, and the cost of a step against the length of the episode."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3), dpi=150)
-    ticks = []
-    for x, row in enumerate(rows):
-        for offset, agent in ((-0.2, OURS), (0.2, RIVAL)):
-            label = LABELS[agent] if x == 0 else None
-            left.bar(x + offset, row["milliseconds"][agent], width=0.4, color=COLOURS[agent], label=label)
-        ticks.append(f"{row['batch']}\nD {row['D']}")
-    left.set_xticks(range(len(rows)), ticks, fontsize=7)
-    left.set(xlabel="batch", ylabel="milliseconds", title="One predict", yscale="log")
+    figure = plt.figure(figsize=(7, 3), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for style, size in zip(("-o", "--s"), dict.fromkeys(core_size(row) for row in rows), strict=False):
+        shown = [row for row in rows if core_size(row) == size]
+        for agent in (OURS, RIVAL):
+            spent = [row["milliseconds"][agent] for row in shown]
+            label = f"{LABELS[agent]}, D {shown[0]['D']}"
+            left.plot([row["batch"] for row in shown], spent, style, color=COLOURS[agent], markersize=4, label=label)
+    left.set(xlabel="batch", ylabel="milliseconds", title="One predict", xscale="log", yscale="log")
+    left.set_xticks(sorted({row["batch"] for row in rows}))
+    left.set_yticks([0.2, 0.5, 1, 2, 5, 10, 20, 50])
+    for axis in (left.xaxis, left.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
     for row in rows:
         if "episode" in row:
             points = len(row["episode"])
@@ -117,7 +124,6 @@ def draw(source: Path) -> Path:
     if not isinstance(report, dict) or report.get("benchmark") not in DRAWN:
         raise SettingsError(f"{source}: no report of a speed benchmark; expected {', '.join(DRAWN)}")
     figure = DRAWN[report["benchmark"]](report["rows"])
-    figure.tight_layout()
     target = source.with_suffix(".png")
     figure.savefig(target)
     plt.close(figure)

@@ -121,7 +121,7 @@ def measure(contender: Contender, size: Size, n_envs: int | None, rollouts: int)
     environment = os.environ | {"OMP_NUM_THREADS": str(contender.threads)}
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if found.returncode:
-        raise SystemExit(f"{contender}: {(found.stderr.strip().splitlines() or ['failed'])[-1]}")
+        raise SystemExit(f"{contender.agent}: {(found.stderr.strip().splitlines() or ['failed'])[-1]}")
     result: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
     return result
 
