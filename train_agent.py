@@ -29,6 +29,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from evaluate_agent import check_agent, make_env
 from fbrl import MemoryPPO
 from fbrl.callbacks import Checkpoint, EntropySchedule, Evaluate, MemoryFigures, ProgressBar
+from fbrl.cores.core import Core
+from fbrl.cores.feedback import FeedbackTransformer
+from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
 from fbrl.evaluation import load_agent, play, summarise
 from fbrl.ppo import check_spaces
@@ -48,6 +51,7 @@ from fbrl.timing import TimeShares
 from fbrl.vec_env import FiniteVecEnv
 
 FINAL_EPISODES = 200
+CORES: dict[str, type[Core]] = {"feedback": FastFeedbackTransformer, "feedback_plain": FeedbackTransformer}
 
 
 class Interrupted(Exception):
@@ -95,7 +99,8 @@ def make_model(settings: Settings, env: VecEnv) -> PPO:
     if core.name == "none":
         return PPO(policy, env, policy_kwargs=policy_kwargs, **kwargs)
     sizes = {key: value for key, value in dataclasses.asdict(core).items() if key != "name"}
-    return MemoryPPO(policy, env, seq_len=ppo.seq_len, policy_kwargs=policy_kwargs | {"core_kwargs": sizes}, **kwargs)
+    policy_kwargs |= {"core_class": CORES[core.name], "core_kwargs": sizes}
+    return MemoryPPO(policy, env, seq_len=ppo.seq_len, passes=ppo.passes, policy_kwargs=policy_kwargs, **kwargs)
 
 
 @contextlib.contextmanager

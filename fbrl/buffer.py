@@ -11,7 +11,8 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from torch import Tensor
 
 from fbrl.cores.core import State
-from fbrl.policy import Sequences
+from fbrl.memory import Memory
+from fbrl.policy import Iterate, Sequences
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
@@ -22,24 +23,36 @@ class SequenceRolloutBuffer(RolloutBuffer):
     episodes: there is no padding and no mask. Of the core's states only those before the first step of
     each sequence are kept.
 
+    For parallel passes the memory vector of every step is kept too. A minibatch starts from those that the last
+    minibatch with the same sequences left behind.
+
     Args:
         *args, **kwargs: as in Stable-Baselines3.
         seq_len: T, in steps; divides the number of steps of a rollout.
+        passes: parallel passes in the place of the scan; ``None`` for the scan.
+
+    Attributes:
+        drift: how far each whole epoch since the rollout has moved the memory vectors from those of the rollout, as a
+            share of their norm.
     """
 
-    def __init__(self, *args: Any, seq_len: int, **kwargs: Any) -> None:
-        self.seq_len = seq_len
+    def __init__(self, *args: Any, seq_len: int, passes: int | None = None, **kwargs: Any) -> None:
+        self.seq_len, self.passes = seq_len, passes
         super().__init__(*args, **kwargs)
 
     def reset(self) -> None:
         """Empties the buffer."""
         super().reset()
         self.states: list[State] = []  # before each sequence's first step, tensors (n_envs, ...)
+        self.written: list[Tensor] = []  # memory vectors (n_envs, D), where passes will want them
+        self.drift: list[float] = []
 
-    def add(self, *args: Any, state: State, **kwargs: Any) -> None:  # type: ignore[override]
-        """Adds one step of every environment; ``state`` is the core's before that step, tensors (n_envs, ...)."""
+    def add(self, *args: Any, state: State, next_state: State, **kwargs: Any) -> None:  # type: ignore[override]
+        """Adds one step of every environment; the states are the core's before and after it, tensors (n_envs, ...)."""
         if self.pos % self.seq_len == 0:
             self.states.append(state)
+        if self.passes is not None:
+            self.written.append(Memory(*next_state).slots[:, -1].clone())
         super().add(*args, **kwargs)
 
     def get(self, batch_size: int | None = None) -> Iterator[Any]:  # type: ignore[override]
@@ -58,6 +71,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
             samples = self._get_samples(steps)
             observations = self._sequences(samples.observations, sequences, steps)
             yield samples._replace(observations=observations)  # type: ignore[arg-type]
+            if observations.iterate is not None:
+                self.memories[torch.as_tensor(sequences, device=self.device)] = observations.iterate.memories
+        if self.passes is not None:
+            change = self.memories - self.rollout_memories
+            self.drift.append((change.norm() / self.rollout_memories.norm()).item())
 
     def _flatten(self) -> None:
         """Turns the arrays (n_steps, n_envs, ...) into (n_envs * n_steps, ...) once: sequences become contiguous."""
@@ -72,6 +90,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
             setattr(self, name, self.swap_and_flatten(getattr(self, name)))
         # (sequences of an environment, n_envs, ...) -> one row a sequence, in the order of the steps
         self.sequence_states = tuple(torch.stack(part, dim=1).flatten(0, 1) for part in zip(*self.states, strict=True))
+        if self.passes is not None:
+            written = torch.stack(self.written, dim=1)  # (n_envs, n_steps, D)
+            self.rollout_memories = written.reshape(-1, self.seq_len, written.shape[-1])
+            self.memories = self.rollout_memories.clone()
         self.generator_ready = True
 
     def _sequences(self, observations: Any, sequences: np.ndarray[Any, Any], steps: np.ndarray[Any, Any]) -> Sequences:
@@ -87,7 +109,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
             observations = unflatten(observations)
         starts = unflatten(self.to_torch(self.episode_starts[steps].ravel()).bool())
         rows = torch.as_tensor(sequences, device=self.device)
-        return Sequences(observations, starts, tuple(part[rows] for part in self.sequence_states))
+        iterate = None if self.passes is None else Iterate(self.memories[rows], self.passes)
+        return Sequences(observations, starts, tuple(part[rows] for part in self.sequence_states), iterate)
 
 
 class SequenceDictRolloutBuffer(SequenceRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]

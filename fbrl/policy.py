@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -13,11 +14,21 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, MlpExtracto
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from fbrl.cores.core import Core, State
+from fbrl.cores.core import Actor, Core, State
+from fbrl.cores.feedback import FeedbackTransformer
+from fbrl.cores.feedback_passes import parallel_passes
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
 
 Observation = np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass
+class Iterate:
+    """The memory vectors that parallel passes over some sequences start from, and leave behind."""
+
+    memories: Tensor  # (B, T, D)
+    passes: int
 
 
 class Sequences(NamedTuple):
@@ -26,6 +37,7 @@ class Sequences(NamedTuple):
     observations: PyTorchObs  # (B, T, ...), or a dict of them
     episode_starts: Tensor  # (B, T) bool
     state: State  # the core's state before the first step, tensors (B, ...)
+    iterate: Iterate | None = None  # for parallel passes in the place of the scan; renewed by ``evaluate_actions``
 
 
 class MemoryPolicy(ActorCriticPolicy):
@@ -89,14 +101,21 @@ class MemoryPolicy(ActorCriticPolicy):
 
     def _features(self, sequences: Sequences) -> tuple[Tensor, State]:
         """What the heads read, (B*T, D) in the order of the flattened sequences, and the state after the last step."""
-        observations, episode_starts, state = sequences
+        observations, episode_starts, state, iterate = sequences
         batch, steps = episode_starts.shape
         if isinstance(observations, dict):
             flat: PyTorchObs = {key: value.flatten(0, 1) for key, value in observations.items()}
         else:
             flat = observations.flatten(0, 1)
         x = self.encode(flat).unflatten(0, (batch, steps))
-        features, state = self.core(x, state, episode_starts)
+        if iterate is None:
+            features, state = self.core(x, state, episode_starts)
+        else:
+            assert isinstance(self.core, FeedbackTransformer)
+            features, state, memories = parallel_passes(
+                self.core, x, state, episode_starts, iterate.memories, iterate.passes
+            )
+            iterate.memories = memories.detach()
         return features.flatten(0, 1), state
 
     def _step_features(self, obs: PyTorchObs, state: State, episode_start: Tensor) -> tuple[Tensor, State]:
@@ -122,11 +141,20 @@ class MemoryPolicy(ActorCriticPolicy):
             actions (B, ...), values (B, 1), log-probabilities (B,), the state after the step.
         """
         features, state = self._step_features(obs, state, episode_start)
+        return *self._choose(features, deterministic), state
+
+    def act(self, obs: PyTorchObs, actor: Actor, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor, State]:
+        """``forward`` with sampled actions, going on from where ``actor``, one of ``self.core``'s, stands."""
+        features, state = actor.step(self.encode(obs), episode_start)
+        return *self._choose(features, deterministic=False), state
+
+    def _choose(self, features: Tensor, deterministic: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """What the heads make of features (B, D): actions (B, ...), values (B, 1), log-probabilities (B,)."""
         distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features))
         actions = distribution.get_actions(deterministic=deterministic)
         log_prob = distribution.log_prob(actions)
         values = self.value_net(self.mlp_extractor.forward_critic(features))
-        return actions.reshape((-1, *(self.action_space.shape or ()))), values, log_prob, state
+        return actions.reshape((-1, *(self.action_space.shape or ()))), values, log_prob
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: Sequences, actions: Tensor

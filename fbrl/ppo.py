@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from fbrl.buffer import SequenceDictRolloutBuffer, SequenceRolloutBuffer
 from fbrl.cores.core import State
+from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.policy import MemoryCnnPolicy, MemoryMultiInputPolicy, MemoryPolicy, check_finite
 
 SelfMemoryPPO = TypeVar("SelfMemoryPPO", bound="MemoryPPO")
@@ -37,6 +38,8 @@ class MemoryPPO(PPO):
         n_steps: steps of each environment in a rollout; a multiple of ``seq_len``.
         batch_size: steps in a minibatch; a multiple of ``seq_len``.
         seq_len: steps that the loss is back-propagated through.
+        passes: train with so many parallel passes over each sequence (``fbrl.cores.feedback_passes``) in the place
+            of the scan; ``None`` for the scan.
         **kwargs: everything else that ``stable_baselines3.PPO`` takes.
 
     Raises:
@@ -61,11 +64,14 @@ class MemoryPPO(PPO):
         batch_size: int = 128,
         *,
         seq_len: int = 32,
+        passes: int | None = None,
         **kwargs: Any,
     ) -> None:
         if batch_size == 1 and kwargs.get("normalize_advantage", True):
             raise ValueError("batch_size must be at least 2 where advantages are normalized, got 1")
-        self.seq_len = seq_len
+        if passes is not None and passes < 1:
+            raise ValueError(f"passes must be at least 1, or None for the scan, got {passes}")
+        self.seq_len, self.passes = seq_len, passes
         super().__init__(policy, env, learning_rate=learning_rate, n_steps=n_steps, batch_size=batch_size, **kwargs)
 
     @staticmethod
@@ -84,8 +90,10 @@ class MemoryPPO(PPO):
         if not issubclass(self.rollout_buffer_class, SequenceRolloutBuffer):
             name = self.rollout_buffer_class.__name__
             raise ValueError(f"rollout_buffer_class must be a SequenceRolloutBuffer, got {name}")
-        self.rollout_buffer_kwargs = self.rollout_buffer_kwargs | {"seq_len": self.seq_len}
+        self.rollout_buffer_kwargs = self.rollout_buffer_kwargs | {"seq_len": self.seq_len, "passes": self.passes}
         super()._setup_model()
+        if self.passes is not None and not isinstance(self.policy.core, FeedbackTransformer):
+            raise ValueError(f"passes needs a FeedbackTransformer core, got {type(self.policy.core).__name__}")
         self._last_state = None
 
     def _excluded_save_params(self) -> list[str]:
@@ -115,13 +123,14 @@ class MemoryPPO(PPO):
         check_finite(self._last_obs, "observation")
         if self._last_state is None or len(self._last_state[0]) != env.num_envs:
             self._last_state = self.policy.initial_state(env.num_envs)
+        actor = self.policy.core.actor(self._last_state)
         for n_steps in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
             with torch.no_grad():
                 starts = torch.as_tensor(self._last_episode_starts, dtype=torch.bool, device=self.device)
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                action_tensor, values, log_probs, next_state = self.policy(obs_tensor, self._last_state, starts)
+                action_tensor, values, log_probs, next_state = self.policy.act(obs_tensor, actor, starts)
             actions = action_tensor.cpu().numpy()
             clipped_actions = self.policy._to_env_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
@@ -145,6 +154,7 @@ class MemoryPPO(PPO):
                 values,
                 log_probs,
                 state=self._last_state,
+                next_state=next_state,
             )
             self._last_obs, self._last_episode_starts, self._last_state = new_obs, dones, next_state  # type: ignore[assignment]
 
@@ -155,6 +165,13 @@ class MemoryPPO(PPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def train(self) -> None:
+        """``PPO.train``; then logs the drift of each epoch e of parallel passes as ``memory/drift_e``."""
+        super().train()
+        assert isinstance(self.rollout_buffer, SequenceRolloutBuffer)
+        for epoch, drift in enumerate(self.rollout_buffer.drift, start=1):
+            self.logger.record(f"memory/drift_{epoch}", drift)
 
     def _bootstrap_truncated(
         self, rewards: np.ndarray[Any, Any], dones: np.ndarray[Any, Any], infos: list[dict[str, Any]], state: State

@@ -102,7 +102,7 @@ def save_checkpoint(model: PPO, folder: Path, settings: Settings) -> None:
         "num_timesteps": model.num_timesteps,
         "env": _pickle_or_none(model.env),
         **{name: getattr(model, name) for name in CARRIED},
-        "memory": None if memory is None else tuple(part.cpu() for part in memory),
+        "memory": None if memory is None else tuple(part.cpu().clone() for part in memory),
         "random": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),

@@ -43,7 +43,8 @@ class CoreSettings:
     """The memory.
 
     Args:
-        name: feedback is the Feedback Transformer; none is the memoryless control, Stable-Baselines3's own PPO.
+        name: feedback is the Feedback Transformer; feedback_plain is the same in its plain form, slower, for
+            comparison; none is the memoryless control, Stable-Baselines3's own PPO.
         d_model: D, width of every layer and of a memory vector; the encoder's width too.
         n_layers: L, number of layers.
         n_heads: H, attention heads; divides d_model.
@@ -51,7 +52,7 @@ class CoreSettings:
         d_feedforward: Width inside a feed-forward block; null means 2 d_model.
     """
 
-    name: Literal["feedback", "none"] = "feedback"
+    name: Literal["feedback", "feedback_plain", "none"] = "feedback"
     d_model: int = 64
     n_layers: int = 2
     n_heads: int = 4
@@ -69,6 +70,7 @@ class PPOSettings:
         learning_rate_end: Step size at the end; linear in between.
         n_steps: Steps of each environment in a rollout; a multiple of seq_len.
         seq_len: Steps that the loss is back-propagated through.
+        passes: Train with so many parallel passes over each sequence in the place of the scan; null means the scan.
         batch_size: Steps in a minibatch; a multiple of seq_len.
         n_epochs: Passes over a rollout.
         gamma: Discount a step, 0 to 1.
@@ -86,6 +88,7 @@ class PPOSettings:
     learning_rate_end: float = 0.0
     n_steps: int = 128
     seq_len: int = 32
+    passes: int | None = None
     batch_size: int = 512
     n_epochs: int = 4
     gamma: float = 0.99
@@ -228,7 +231,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda value: value >= 1,
         (
             *("env.n_envs", "core.d_model", "core.n_layers", "core.n_heads", "core.window", "core.d_feedforward"),
-            *("ppo.timesteps", "ppo.seq_len", "ppo.n_epochs"),
+            *("ppo.timesteps", "ppo.seq_len", "ppo.passes", "ppo.n_epochs"),
             *("run.threads", "run.eval_every", "run.eval_episodes", "run.checkpoint_every"),
         ),
     ),

@@ -14,13 +14,18 @@ def mark(step, env):
     return 100 * env + step
 
 
-def filled(n_envs=N_ENVS, is_dict=False):
+def filled(n_envs=N_ENVS, is_dict=False, passes=None):
     """A full buffer; see ``fill``."""
     number = spaces.Box(-np.inf, np.inf, (1,))
     space = spaces.Dict({"a": number, "b": number}) if is_dict else number
     buffer_class = SequenceDictRolloutBuffer if is_dict else SequenceRolloutBuffer
-    buffer = buffer_class(N_STEPS, space, spaces.Discrete(10**6), "cpu", gamma=0.5, n_envs=n_envs, seq_len=T)
+    sizes = {"n_envs": n_envs, "seq_len": T, "passes": passes}
+    buffer = buffer_class(N_STEPS, space, spaces.Discrete(10**6), "cpu", gamma=0.5, **sizes)
     return fill(buffer, is_dict)
+
+
+def state(marks):
+    return torch.as_tensor(marks)[:, None, None].expand(-1, 5, 2), torch.as_tensor(marks).long()
 
 
 def fill(buffer, is_dict=False, offset=0):
@@ -36,7 +41,8 @@ def fill(buffer, is_dict=False, offset=0):
             np.array([(step, env) in STARTS for env in envs]),
             torch.as_tensor(marks + 0.25),
             torch.as_tensor(-marks),
-            state=(torch.as_tensor(marks)[:, None, None].expand(-1, 5, 2), torch.as_tensor(marks).long()),
+            state=state(marks),
+            next_state=state(marks + 1),
         )
     buffer.compute_returns_and_advantage(torch.zeros(buffer.n_envs), np.zeros(buffer.n_envs, bool))
     return buffer
@@ -48,7 +54,8 @@ def test_sequences_are_consecutive_steps_of_one_environment(n_envs, is_dict):
     buffer = filled(n_envs, is_dict)
     seen = []
     for batch in buffer.get(2 * T):
-        observations, starts, state = batch.observations
+        observations, starts, state, iterate = batch.observations
+        assert iterate is None
         if is_dict:
             torch.testing.assert_close(observations["b"], -observations["a"], rtol=0, atol=0)
             observations = observations["a"]
@@ -129,3 +136,36 @@ def test_a_buffer_that_is_not_full_hands_out_nothing():
     buffer.reset()
     with pytest.raises(AssertionError, match="the rollout buffer is not full"):
         next(buffer.get(T))
+
+
+def test_passes_start_from_what_each_step_wrote():
+    buffer = filled(passes=2)
+    for batch in buffer.get(2 * T):
+        observations, _, _, iterate = batch.observations
+        assert iterate.passes == 2
+        assert iterate.memories.shape == (*observations.shape[:2], 2)
+        torch.testing.assert_close(iterate.memories, observations.expand(-1, -1, 2) + 1, rtol=0, atol=0)
+
+
+def test_passes_go_on_from_what_the_last_ones_left_behind():
+    buffer = filled(passes=1)
+    for epoch in range(3):
+        for batch in buffer.get(2 * T):
+            observations, _, _, iterate = batch.observations
+            torch.testing.assert_close(iterate.memories, observations.expand(-1, -1, 2) + 1 + epoch, rtol=0, atol=0)
+            iterate.memories = iterate.memories + 1  # what the policy does
+    norm = np.sqrt(sum((mark(step, env) + 1) ** 2 for step in range(N_STEPS) for env in range(N_ENVS)))
+    each = np.sqrt(N_STEPS * N_ENVS) / norm
+    np.testing.assert_allclose(buffer.drift, [each, 2 * each, 3 * each], rtol=1e-6)
+
+
+def test_a_second_rollout_has_memories_of_its_own():
+    buffer = filled(passes=1)
+    for batch in buffer.get():
+        batch.observations.iterate.memories += 7
+    buffer.reset()
+    assert buffer.drift == []
+    fill(buffer, offset=10_000)
+    (batch,) = buffer.get()
+    assert batch.observations.iterate.memories.min() == 10_001
+    assert buffer.drift == [0]

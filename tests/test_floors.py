@@ -14,17 +14,20 @@ FLOORS = {
     "fbrl.cores.core": 0,
     "fbrl.cores.feedback": 1,
     "fbrl.encoders": 1,
-    "fbrl.cores.feedback_scan": 2,
-    "fbrl.policy": 3,
-    "fbrl.buffer": 4,
-    "fbrl.vec_env": 4,
-    "fbrl.ppo": 5,
-    "fbrl.settings": 6,
-    "fbrl.evaluation": 6,
-    "fbrl.video": 6,
-    "fbrl.runs": 7,
-    "fbrl.callbacks": 8,
-    "fbrl": 9,  # the roof: hands out the public names, and nothing below imports it
+    "fbrl.cores.feedback_forward": 1,
+    "fbrl.cores.feedback_passes": 2,
+    "fbrl.cores.feedback_backward": 2,
+    "fbrl.cores.feedback_scan": 3,
+    "fbrl.policy": 4,
+    "fbrl.buffer": 5,
+    "fbrl.vec_env": 5,
+    "fbrl.ppo": 6,
+    "fbrl.settings": 7,
+    "fbrl.evaluation": 7,
+    "fbrl.video": 7,
+    "fbrl.runs": 8,
+    "fbrl.callbacks": 9,
+    "fbrl": 10,  # the roof: hands out the public names, and nothing below imports it
 }
 
 

@@ -7,6 +7,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
@@ -74,6 +75,57 @@ def test_the_replay_depends_on_the_state_and_the_episode_starts(core, part):
     values, log_prob = replay(model, batch._replace(observations=sequences._replace(**{part: wrong[part]})))
     assert (values - batch.old_values).abs().max() > 1e-3
     assert (log_prob - batch.old_log_prob).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_first_ratio_is_one_with_passes(passes):
+    """The rollout's memory vectors are those that every pass gives back, while the weights are the same."""
+    model = sharpen(make_model("fast", passes=passes), 30)
+    collect(model, rollouts=3)
+    buffer = model.rollout_buffer
+    for batch in buffer.get(8):
+        values, log_prob = replay(model, batch)
+        torch.testing.assert_close(log_prob, batch.old_log_prob, rtol=0, atol=1e-5)
+        torch.testing.assert_close(values, batch.old_values, rtol=0, atol=1e-5)
+    assert len(buffer.drift) == 1
+    assert buffer.drift[0] < 1e-5
+    (batch,) = buffer.get()
+    batch.observations.iterate.memories *= -1
+    assert (replay(model, batch)[0] - batch.old_values).abs().max() > 1e-3, "the passes start from the memories"
+
+
+def test_as_many_passes_as_steps_train_as_the_scan_does():
+    """One update of one minibatch; fewer passes do not."""
+
+    def trained(passes):
+        model = make_model("fast", n_epochs=1, batch_size=36, learning_rate=1e-2, passes=passes)
+        collect(model, rollouts=2)
+        model.set_logger(Logger(folder=None, output_formats=[]))
+        model.train()
+        return parameters(model)
+
+    scan, enough, few = trained(None), trained(4), trained(2)
+    for name, weight in scan.items():
+        torch.testing.assert_close(enough[name], weight, rtol=0, atol=1e-4)
+    assert max((few[name] - weight).abs().max() for name, weight in scan.items()) > 1e-3
+
+
+def test_the_drift_of_the_memories_is_logged():
+    model = make_model("fast", passes=2, n_epochs=3, learning_rate=1e-2)
+    records = Logger(folder=None, output_formats=[])
+    model.set_logger(records)
+    collect(model)
+    model.train()
+    drift = [records.name_to_value[f"memory/drift_{epoch}"] for epoch in (1, 2, 3)]
+    assert 1e-3 < drift[0] < drift[1] < drift[2]
+    assert "memory/drift_4" not in records.name_to_value
+
+
+def test_passes_that_cannot_be():
+    with pytest.raises(ValueError, match=r"^passes must be at least 1, or None for the scan, got 0$"):
+        make_model(passes=0)
+    with pytest.raises(ValueError, match=r"^passes needs a FeedbackTransformer core, got Identity$"):
+        make_model((Identity, {}), passes=1)
 
 
 class Recorder(BaseCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 State = tuple[Tensor, ...]
@@ -36,3 +37,34 @@ class Core(nn.Module, ABC):
         Returns:
             features (B, T, D) and the state after the last step.
         """
+
+    def actor(self, state: State) -> Actor:
+        """What acts from ``state`` on, one step at a time."""
+        return Actor(self, state)
+
+
+class Actor:
+    """Acts with a core, one step after the other; gives what ``Core.forward`` gives with T = 1.
+
+    A core that can keep between steps what it would have to compute anew has an actor of its own.
+
+    Attributes:
+        state: the state after the last step, a value that no later step changes.
+    """
+
+    def __init__(self, core: Core, state: State) -> None:
+        self.core, self.state = core, state
+
+    @torch.no_grad()
+    def step(self, x: Tensor, episode_start: Tensor) -> tuple[Tensor, State]:
+        """One step, without gradients.
+
+        Args:
+            x: encoder output, (B, D) float.
+            episode_start: (B,) bool; true where the step is the first of its episode.
+
+        Returns:
+            features (B, D) and the state after the step.
+        """
+        features, self.state = self.core(x.unsqueeze(1), self.state, episode_start.unsqueeze(1))
+        return features.squeeze(1), self.state
