@@ -2,6 +2,7 @@
 
 python train_agent.py --config configs/tmaze.yaml --ppo.gamma 0.995
 python train_agent.py --resume runs/TMaze-v0_feedback_0
+torchrun --nproc-per-node 4 train_agent.py --config configs/tmaze.yaml
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
@@ -32,6 +33,19 @@ from fbrl.callbacks import Checkpoint, EntropySchedule, Evaluate, MemoryFigures,
 from fbrl.cores.core import Core
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
+from fbrl.distributed import (
+    ProcessLost,
+    Together,
+    in_any,
+    in_parallel,
+    is_lost,
+    launcher,
+    of_first,
+    process_group,
+    rank,
+    say,
+    share,
+)
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
 from fbrl.evaluation import load_agent, play, summarise
 from fbrl.ppo import check_spaces
@@ -110,7 +124,7 @@ def saving_on_interrupt(checkpoint: Checkpoint) -> Iterator[None]:
     def ask(number: int, frame: object) -> None:
         checkpoint.stop_asked = True
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        print("\nsaving after this update (once more to stop at once) ...", file=sys.stderr)
+        say("\nsaving after this update (once more to stop at once) ...", file=sys.stderr)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -122,45 +136,56 @@ def saving_on_interrupt(checkpoint: Checkpoint) -> Iterator[None]:
 
 def learn(model: PPO, settings: Settings, folder: Path) -> None:
     """Trains up to ``ppo.timesteps``, evaluating and saving on the way; raises Interrupted after an interrupt."""
-    ppo, run = settings.ppo, settings.run
-    model.set_logger(configure(str(folder), ["tensorboard"]))
-    eval_env = make_envs(settings.env, seed=run.seed + 1_000_000, n_envs=min(run.eval_episodes, 64))
+    ppo, run, first = settings.ppo, settings.run, rank() == 0
+    model.set_logger(configure(str(folder), ["tensorboard"]) if first else Logger(None, []))
+    eval_env = make_envs(settings.env, run.seed + 1_000_000, min(run.eval_episodes, 64) if first else 1)
     evaluate = Evaluate(eval_env, folder, run.eval_every, run.eval_episodes, run.seed + 1_000_000, run.stop_at_success)
-    checkpoint, bar = Checkpoint(folder, settings), ProgressBar(run.progress_bar)
-    callbacks: list[BaseCallback] = [evaluate, checkpoint, MemoryFigures(), bar]
+    checkpoint, bar = Checkpoint(folder, settings), ProgressBar(run.progress_bar and first)
+    callbacks: list[BaseCallback] = [Together(lambda: evaluate.reached), checkpoint, bar]
+    if first:
+        callbacks = [evaluate, *callbacks, MemoryFigures()]
     if ppo.ent_coef_end is not None:
         callbacks.append(EntropySchedule(ppo.ent_coef, ppo.ent_coef_end))
-    with saving_on_interrupt(checkpoint), contextlib.closing(bar):
+    with saving_on_interrupt(checkpoint), contextlib.closing(bar), in_parallel(model):
         model.learn(ppo.timesteps - model.num_timesteps, TimeShares(callbacks), reset_num_timesteps=False)
         if not checkpoint.stopped:
             checkpoint.save()
-    if checkpoint.stop_asked:
+    if in_any(checkpoint.stop_asked):
         raise Interrupted(checkpoint.saved_at)
-    evaluate.evaluate()
-    model.logger.dump(model.num_timesteps)
-    (folder / "finished").touch()
+    if first:
+        evaluate.evaluate()
+        model.logger.dump(model.num_timesteps)
+        (folder / "finished").touch()
 
 
 def train(settings: Settings, resume: Path | None = None) -> Path:
     """One run from its start, or from its last checkpoint, to its end; returns its folder."""
-    check_device("run.device", settings.run.device)  # here only: where an agent is evaluated is another matter
+    mine = share(settings)
+    check_device("run.device", mine.run.device)  # here only: where an agent is evaluated is another matter
     if settings.run.threads is not None:
         torch.set_num_threads(settings.run.threads)
-    env = make_envs(settings.env, settings.run.seed, settings.env.n_envs)
+    env = make_envs(mine.env, mine.run.seed, mine.env.n_envs)
     if resume is None:
-        model = make_model(settings, env)
-        folder = create_run(settings)
-        print(f"{folder}: {settings.core.name} core on {settings.env.id}, {settings.ppo.timesteps:,} steps")
+        model = make_model(mine, env)
+        folder = of_first(partial(create_run, settings))
+        say(f"{folder}: {settings.core.name} core on {settings.env.id}, {settings.ppo.timesteps:,} steps")
     else:
         folder = resume
         model = load_checkpoint(folder, settings, env)
         check_agent(folder / "last.zip", model, settings)
-        print(f"{folder}: going on from {model.num_timesteps:,} of {settings.ppo.timesteps:,} steps")
+        say(f"{folder}: going on from {model.num_timesteps:,} of {settings.ppo.timesteps:,} steps")
+    again = f"{launcher()} train_agent.py --resume {folder}"
     try:
         learn(model, settings, folder)
     except Interrupted as stop:
-        print(f"{folder}: saved at {stop.args[0]:,} steps; go on with: python train_agent.py --resume {folder}")
+        # the others wait until it is printed: torchrun ends all processes once one of them has ended with an error
+        of_first(partial(print, f"{folder}: saved at {stop.args[0]:,} steps; go on with: {again}"))
         raise SystemExit(130) from None
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        lost = f"{folder}: another process has ended or cannot be reached"
+        raise ProcessLost(f"{lost}; go on from the last checkpoint with: {again}") from error
     return folder
 
 
@@ -212,21 +237,22 @@ def control_of(settings: Settings) -> Settings | None:
 
 
 def main() -> None:
-    """The script."""
+    """The script; of several processes that ``torchrun`` starts, each runs it."""
     try:
-        settings, resume = parse()
-        control = control_of(settings)
-        if control is not None:
-            run_folder(control)  # refuse now and not after the training
-        lines = [final_line(settings, train(settings, resume))]
-        if control is not None:
-            lines.append(final_line(control, train(control)))
+        with process_group():
+            settings, resume = of_first(parse)
+            control = control_of(settings)
+            if control is not None:
+                of_first(partial(run_folder, control))  # refuse now and not after the training
+            lines = [of_first(partial(final_line, settings, train(settings, resume)))]
+            if control is not None:
+                lines.append(of_first(partial(final_line, control, train(control))))
+            say(f"{settings.env.id}, {FINAL_EPISODES} episodes, the most probable action, 95 % intervals:")
+            say("\n".join(lines))
     except (ValueError, FloatingPointError, OSError) as error:
         fail(error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    print(f"{settings.env.id}, {FINAL_EPISODES} episodes, the most probable action, 95 % intervals:")
-    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from fbrl.cores.feedback import FeedbackTransformer
+from fbrl.distributed import in_any
 from fbrl.evaluation import play, summarise
 from fbrl.memory import Memory
 from fbrl.policy import MemoryPolicy
@@ -129,11 +130,15 @@ class Checkpoint(BetweenUpdates):
         return not self.stopped
 
     def between_updates(self) -> None:
-        """Saves where it is time to, or where ``stop_asked`` was set; the training then ends with the next step."""
-        if self.stop_asked or self.model.num_timesteps >= self.next:
+        """Saves where it is time to, or where ``stop_asked`` was set, in this process or another.
+
+        The training then ends with the next step.
+        """
+        stop = in_any(self.stop_asked)
+        if stop or self.model.num_timesteps >= self.next:
             self.next = self.model.num_timesteps + self.every
             self.save()
-            self.stopped = self.stop_asked
+            self.stopped = stop
 
     def save(self) -> None:
         """Saves now."""

@@ -2,17 +2,21 @@
 
 A run folder holds ``config.yaml`` (all settings), ``versions.json``, TensorBoard events, ``evaluations.jsonl`` (a line
 for each evaluation), ``best.zip`` (the agent of the best evaluation), ``last.zip`` (the agent of the last checkpoint)
-and ``resume.pkl`` (everything else that going on from there needs).
+and ``resume.pkl`` (everything else that going on from there needs, of all processes).
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import platform
 import random
 import subprocess
+from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 
+from fbrl.distributed import gather, of_first, rank, say, share, size
 from fbrl.ppo import MemoryPPO
 from fbrl.settings import Settings, SettingsError
 
@@ -67,6 +72,7 @@ def versions() -> dict[str, str | int | None]:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
+        "processes": size(),
     }
 
 
@@ -89,7 +95,8 @@ def _git_commit() -> str | None:
 def save_checkpoint(model: PPO, folder: Path, settings: Settings) -> None:
     """Replaces the run's checkpoint; at every moment the folder holds a whole one.
 
-    To be called between two updates: a rollout that is under way is not kept.
+    To be called between two updates, and in all processes: a rollout that is under way is not kept. The first process
+    writes what all of them hold.
 
     Raises:
         FloatingPointError: where a weight is not finite; the checkpoint before stays.
@@ -108,8 +115,11 @@ def save_checkpoint(model: PPO, folder: Path, settings: Settings) -> None:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None,
     }
+    states = gather(state)
+    if rank() > 0:
+        return
     model.save(folder / "last.tmp.zip", exclude=NOT_SAVED)
-    (folder / "resume.tmp.pkl").write_bytes(cloudpickle.dumps(state))
+    (folder / "resume.tmp.pkl").write_bytes(cloudpickle.dumps(states[0] | {"others": states[1:]}))
     # should the process die between the two, the steps differ and `load_checkpoint` starts new episodes
     os.replace(folder / "last.tmp.zip", folder / "last.zip")
     os.replace(folder / "resume.tmp.pkl", folder / "resume.pkl")
@@ -134,36 +144,58 @@ def _pickle_or_none(env: VecEnv | None) -> bytes | None:
         return None
 
 
-def load_checkpoint(folder: Path, settings: Settings, env: VecEnv) -> PPO:
-    """The model of a run's last checkpoint, with its optimiser, counters, schedules, environments and random states.
-
-    Learning goes on as if it had never stopped, bit for bit, where the environments can be pickled. Where they
-    cannot, it goes on in ``env`` with new episodes.
-
-    Raises:
-        SettingsError: where there is no checkpoint, or one that other settings made.
-    """
+def _read_checkpoint(folder: Path, settings: Settings) -> tuple[bytes, list[dict[str, Any]]]:
+    """The saved agent, and what each of the processes held beside it; raises as ``load_checkpoint``."""
     for name in ("last.zip", "resume.pkl"):
         if not (folder / name).is_file():
             raise SettingsError(f"{folder} holds no checkpoint to resume: {name} is missing")
-    algorithm = PPO if settings.core.name == "none" else MemoryPPO
-    try:
+    with _readable(folder):
         state = cloudpickle.loads((folder / "resume.pkl").read_bytes())
         _check_unchanged(folder, state["settings"], asdict(settings))
-        saved_env = cloudpickle.loads(state["env"]) if state["env"] is not None else None
-        model = algorithm.load(folder / "last.zip", env=saved_env or env, device=settings.run.device)
+        # a checkpoint of an earlier version has no others
+        return (folder / "last.zip").read_bytes(), [state, *state.get("others", [])]
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except SettingsError:
         raise
     except Exception as error:  # unpickling raises whatever a broken file makes it raise
         raise SettingsError(f"{folder}: the checkpoint cannot be read ({type(error).__name__}: {error})") from error
+
+
+def load_checkpoint(folder: Path, settings: Settings, env: VecEnv) -> PPO:
+    """The model of a run's last checkpoint, with its optimiser, counters, schedules, environments and random states.
+
+    Learning goes on as if it had never stopped, bit for bit, where the environments can be pickled and the processes
+    are as many as before. Otherwise it goes on in ``env`` with new episodes.
+
+    Raises:
+        SettingsError: where there is no checkpoint, or one that other settings made.
+    """
+    agent, states = of_first(partial(_read_checkpoint, folder, settings))
+    as_before, mine = len(states) == size(), share(settings)
+    if not as_before:
+        say(f"{folder}: saved by {len(states)} processes, not {size()}; goes on with new episodes and random numbers")
+    state = states[rank()] if as_before else states[0] | {"env": None}
+    algorithm = PPO if settings.core.name == "none" else MemoryPPO
+    with _readable(folder):
+        saved_env = cloudpickle.loads(state["env"]) if state["env"] is not None else None
+        model = algorithm.load(
+            io.BytesIO(agent), env=saved_env or env, device=mine.run.device, custom_objects={"seed": mine.run.seed}
+        )
+    model.batch_size = mine.ppo.batch_size  # the file holds the first process's share, as it does of the seed
     if saved_env is not None and state["num_timesteps"] == model.num_timesteps:
         for name in CARRIED:
             setattr(model, name, state[name])
         if state["memory"] is not None:
             model._last_state = tuple(part.to(model.device) for part in state["memory"])  # type: ignore[attr-defined]
-    random.setstate(state["random"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if as_before:
+        random.setstate(state["random"])
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda"])
     return model

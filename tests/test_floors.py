@@ -25,9 +25,10 @@ FLOORS = {
     "fbrl.settings": 7,
     "fbrl.evaluation": 7,
     "fbrl.video": 7,
-    "fbrl.runs": 8,
-    "fbrl.callbacks": 9,
-    "fbrl": 10,  # the roof: hands out the public names, and nothing below imports it
+    "fbrl.distributed": 8,
+    "fbrl.runs": 9,
+    "fbrl.callbacks": 10,
+    "fbrl": 11,  # the roof: hands out the public names, and nothing below imports it
 }
 
 
