@@ -55,7 +55,7 @@ def settings_of(size: Size, n_envs: int | None = None) -> Settings:
 
 def make_agent(name: str, settings: Settings) -> OnPolicyAlgorithm:
     """One agent with environments of its own, on the CPU."""
-    env = make_envs(settings.env, SEED, settings.env.n_envs)
+    env = make_envs(settings.env, settings.run.seed, settings.env.n_envs)
     ours = make_model(settings, env)
     return ours if name == OURS else make_rival(name == SHARED, settings, env, parameters(ours))
 

@@ -26,6 +26,7 @@ COLOURS = {OURS: "tab:blue", RIVAL: "tab:gray", SHARED: "silver"}
 FORMS = {
     "fast_over_plain": ("the plain form", "tab:blue", "o"),
     "fast_over_lucidrains": ("feedback-transformer-pytorch", "tab:orange", "s"),
+    "fast_over_passes_2": ("two parallel passes", "tab:green", "d"),
     "fast_over_lstm_L": ("torch's LSTM, L layers", "tab:gray", "^"),
 }
 SHARES = {"environment": "tab:green", "acting": "tab:blue", "update": "tab:orange", "other": "lightgray"}

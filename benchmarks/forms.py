@@ -1,6 +1,8 @@
 """What ``benchmarks.scan`` compares: ways to run T steps of B sequences of vectors, forward and backward.
 
 - ``plain`` and ``fast``: this repository's two forms of one function, with the same parameters.
+- ``passes_p``: p parallel passes over the same parameters, from given memory vectors. The same function only where
+  these are the scan's own, and the scan's gradients only for p = T; what it costs does not depend on them.
 - ``lucidrains``: the layers of the package feedback-transformer-pytorch, one token a step (``seq_len=1``) as the
   recurrence demands, and given vectors: its token embedding and its logits are left out. Its feed-forward block (a
   gated one of three times the size) makes room for ours, so that the multiplications are the same. It computes
@@ -19,8 +21,17 @@ from torch import Tensor, nn
 
 from benchmarks.report import SEED
 from fbrl.cores.feedback import FeedbackTransformer
+from fbrl.cores.feedback_passes import parallel_passes
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.memory import Memory
+
+PASSES = (1, 2, 3)
+RIVALS = (
+    "lucidrains",
+    "lstm_1",
+    "lstm_L",
+    *(f"passes_{passes}" for passes in PASSES),
+)  # what the fast form is set beside
 
 
 class Size(NamedTuple):
@@ -68,8 +79,10 @@ def make_cores(size: Size, dtype: torch.dtype) -> dict[str, FeedbackTransformer]
 def make_forms(size: Size) -> dict[str, Form]:
     """Every form of the size, in single precision; a new one gets its line here."""
     case = make_case(size, torch.float32)
+    cores = make_cores(size, torch.float32)
     forms: dict[str, Form | None] = {
-        **{name: core_form(core, case) for name, core in make_cores(size, torch.float32).items()},
+        **{name: core_form(core, case) for name, core in cores.items()},
+        **{f"passes_{passes}": passes_form(cores["plain"], case, passes) for passes in PASSES},
         "lucidrains": lucidrains_form(size, case),
         "lstm_1": lstm_form(nn.LSTM(size.D, size.D, 1, batch_first=True), case),
         "lstm_L": lstm_form(nn.LSTM(size.D, size.D, size.L, batch_first=True), case),
@@ -80,6 +93,12 @@ def make_forms(size: Size) -> dict[str, Form]:
 def core_form(core: FeedbackTransformer, case: Case) -> Form:
     """One of this repository's cores."""
     return Form(lambda: core(*case)[0], [case.x, *core.parameters()])
+
+
+def passes_form(core: FeedbackTransformer, case: Case, passes: int) -> Form:
+    """Parallel passes with the weights of a core."""
+    memories = case.x.detach()
+    return Form(lambda: parallel_passes(core, *case, memories, passes)[0], [case.x, *core.parameters()])
 
 
 def lstm_form(lstm: nn.LSTM, case: Case) -> Form:

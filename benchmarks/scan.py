@@ -10,6 +10,7 @@ are measured in one run and in turns. Of each size (D, L, H, M, T, B), with memo
 - ``fast_over_lucidrains``: the same over feedback-transformer-pytorch; null where it is not installed;
 - ``fast_over_lstm_1``, ``fast_over_lstm_L``: over ``torch.nn.LSTM`` with one and with L layers (it has less to do:
   below 1 it is the faster);
+- ``fast_over_passes_p``: over p parallel passes in the place of the scan;
 - ``act_fast_over_plain``: plain over fast for one step (T = 1) forward without gradients, as while acting;
 - ``forward_share``, ``backward_share``: of the fast form's time;
 - ``samples_per_second``: B T over the fast form's median time;
@@ -33,7 +34,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.forms import Case, Form, Size, make_case, make_cores, make_forms
+from benchmarks.forms import RIVALS, Case, Form, Size, make_case, make_cores, make_forms
 from benchmarks.report import conditions, laps_in_turns, make_parser, medians, parse, print_row, ratio, write
 from fbrl.cores.feedback import FeedbackTransformer
 
@@ -58,7 +59,7 @@ SIZES = [
 QUICK_SIZES = [Size(64, 2, 4, 32, 32, 32), Size(32, 1, 2, 16, 16, 16)]
 PARITY_SIZE = Size(15, 2, 3, 7, 11, 5)
 PRODUCTS = 100  # in one lap
-COLUMNS = ["fast_over_plain", "cpu_fast_over_plain", "fast_over_lucidrains", "fast_over_lstm_1", "fast_over_lstm_L"]
+COLUMNS = ["fast_over_plain", "cpu_fast_over_plain", *(f"fast_over_{name}" for name in RIVALS)]
 COLUMNS += ["act_fast_over_plain", "samples_per_second", "peak_memory_ratio", "matmul_fraction"]
 
 
@@ -151,7 +152,7 @@ def measure(size: Size, repeats: int) -> dict[str, Any]:
     return size._asdict() | {
         "fast_over_plain": ratio(seconds, "plain", "fast"),
         "cpu_fast_over_plain": ratio(cpu_seconds, "plain", "fast"),
-        **{f"fast_over_{name}": ratio(seconds, name, "fast") for name in ("lucidrains", "lstm_1", "lstm_L")},
+        **{f"fast_over_{name}": ratio(seconds, name, "fast") for name in RIVALS},
         "act_fast_over_plain": ratio(seconds, "act_plain", "act_fast"),
         "forward_share": forward_share,
         "backward_share": 1 - forward_share,

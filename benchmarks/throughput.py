@@ -7,17 +7,20 @@ learns from one rollout to warm up, and times the ``--rollouts`` rollouts and up
 turns. Reports nothing where an update of ours does not start at a ratio of one, or where the numbers of parameters
 differ by more than a tenth. Of each size (D, L, H, M) and each contender, by the medians over the repeats:
 
-- ``agent``, ``processes``, ``threads`` of each process, ``parameters``;
+- ``agent``, ``processes`` (which train one agent on the same totals, as ``torchrun train_agent.py`` does), ``threads``
+  of each process, ``parameters``;
 - ``steps_per_second``: environment steps by the clock, updates included;
 - ``over_recurrent_ppo``: this contender's over RecurrentPPO's, with one thread or two, whichever it is faster with;
 - ``over_recurrent_ppo_shared``: the same over it where actor and critic share one LSTM;
-- ``over_one_thread``: over ours with one process and one thread;
-- ``shares``: of the time, as ``fbrl.timing`` takes it: stepping the environments, acting, the update, and other.
+- ``over_one_process``: over ours with one process of one thread;
+- ``shares``: of the time, as ``fbrl.timing`` takes it in the first process: stepping the environments, acting, the
+  update (with waiting for the other process) and other.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -45,7 +48,8 @@ from benchmarks.agents import (
     settings_of,
 )
 from benchmarks.report import ROOT, conditions, in_turns, make_parser, parse, print_row, write
-from fbrl import MemoryPPO
+from fbrl import MemoryPPO, distributed
+from fbrl.distributed import Together, in_parallel, process_group, say, share
 from fbrl.timing import TimeShares
 
 
@@ -58,11 +62,12 @@ class Contender(NamedTuple):
 
 
 BASE = Contender(OURS, 1, 1)
-CONTENDERS = [Contender(agent, 1, threads) for agent in (OURS, RIVAL, SHARED) for threads in (1, 2)]
+CONTENDERS = [BASE, Contender(OURS, 1, 2), Contender(OURS, 2, 1)]
+CONTENDERS += [Contender(agent, 1, threads) for agent in (RIVAL, SHARED) for threads in (1, 2)]
 QUICK_CONTENDERS = [BASE, Contender(RIVAL, 1, 1)]
 SHARES = ("environment", "acting", "update", "other")
 COLUMNS = ["agent", "processes", "threads", "parameters", "steps_per_second", "over_recurrent_ppo"]
-COLUMNS += ["over_recurrent_ppo_shared", "over_one_thread"]
+COLUMNS += ["over_recurrent_ppo_shared", "over_one_process"]
 
 
 class Job(NamedTuple):
@@ -92,16 +97,17 @@ class Keep(BaseCallback):
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Measures, in this process."""
+    """Measures, in this process or, started by ``torchrun``, in this and the others."""
     torch.set_num_threads(job.threads)
-    agent = make_agent(job.agent, settings_of(Size(*job.size), job.n_envs))
+    agent = make_agent(job.agent, share(settings_of(Size(*job.size), job.n_envs)))
     agent.set_logger(Logger(folder=None, output_formats=[]))
     if isinstance(agent, MemoryPPO):
         check_first_ratio(agent)
     keep = Keep()
-    rollout = agent.n_steps * agent.n_envs
-    # two to warm up: the first rollout is logged without an update, the second with the first update
-    agent.learn((2 + job.rollouts) * rollout, TimeShares([keep]))
+    rollout = agent.n_steps * agent.n_envs * distributed.size()
+    with in_parallel(agent) if isinstance(agent, MemoryPPO) else contextlib.nullcontext():
+        # two to warm up: the first rollout is logged without an update, the second with the first update
+        agent.learn((2 + job.rollouts) * rollout, TimeShares([Together(lambda: False), keep]))
     return {"parameters": parameters(agent)} | total(keep.kept[1:], rollout)
 
 
@@ -117,7 +123,9 @@ def total(laps: list[dict[str, float]], rollout: int) -> dict[str, Any]:
 def measure(contender: Contender, size: Size, n_envs: int | None, rollouts: int) -> dict[str, Any]:
     """``run`` in a process of its own; exits with its last line where it fails."""
     job = Job(contender.agent, contender.threads, list(size), n_envs, rollouts)
-    command = [sys.executable, "-m", "benchmarks.throughput", "--one", json.dumps(job)]
+    together = ["torch.distributed.run", "--standalone", f"--nproc-per-node={contender.processes}", "-m"]
+    launcher = together if contender.processes > 1 else []
+    command = [sys.executable, "-m", *launcher, "benchmarks.throughput", "--one", json.dumps(job)]
     environment = os.environ | {"OMP_NUM_THREADS": str(contender.threads)}
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if found.returncode:
@@ -138,7 +146,7 @@ def make_rows(size: Size, found: dict[Contender, list[dict[str, Any]]]) -> list[
         {**size._asdict(), **contender._asdict(), "parameters": results[0]["parameters"]}
         | {"steps_per_second": speeds[contender]}
         | {f"over_{rival}": speeds[contender] / best[rival] if rival in best else None for rival in (RIVAL, SHARED)}
-        | {"over_one_thread": speeds[contender] / speeds[BASE] if contender.agent == OURS else None}
+        | {"over_one_process": speeds[contender] / speeds[BASE] if contender.agent == OURS else None}
         | {"shares": {name: statistics.median(result["shares"][name] for result in results) for name in SHARES}}
         | {"measured": results}
         for contender, results in found.items()
@@ -152,7 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # a job: measure in this process
     options = parse(parser, arguments)
     if options.one:
-        print(json.dumps(run(Job(*options.one))))
+        with process_group():
+            say(json.dumps(run(Job(*options.one))))
         return
     sizes, contenders, n_envs = (SIZES[:1], QUICK_CONTENDERS, 8) if options.quick else (SIZES, CONTENDERS, None)
     repeats, rollouts = (3, 1) if options.quick else (options.repeats, options.rollouts)

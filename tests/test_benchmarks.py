@@ -238,29 +238,32 @@ def measurement(speed, parameters=1000):
 
 def test_throughput_report(tmp_path, monkeypatch):
     """Ratios are of medians, and over the rival with the number of threads that it is faster with."""
-    speeds = {OURS: {1: [40, 50, 900], 2: [60, 60, 60]}, RIVAL: {1: [10, 10, 1], 2: [8, 8, 8]}}
-    speeds[SHARED] = {1: [5, 5, 5], 2: [20, 20, 20]}
-    left = {(agent, threads): iter(given) for agent, found in speeds.items() for threads, given in found.items()}
+    speeds = {(OURS, 1, 1): [40, 50, 900], (OURS, 1, 2): [60, 60, 60], (OURS, 2, 1): [99, 100, 101]}
+    speeds |= {(RIVAL, 1, 1): [10, 10, 1], (RIVAL, 1, 2): [8, 8, 8]}
+    speeds |= {(SHARED, 1, 1): [5, 5, 5], (SHARED, 1, 2): [20, 20, 20]}
+    left = {contender: iter(given) for contender, given in speeds.items()}
 
     def measure(contender, *_):
-        return measurement(next(left[contender.agent, contender.threads]))
+        return measurement(next(left[contender]))
 
     monkeypatch.setattr(throughput, "measure", measure)
     monkeypatch.setattr(throughput, "SIZES", [CORE_SIZE])
     file = tmp_path / "throughput.json"
     throughput.main(["--repeats", "3", "--json", str(file)])
     written = json.loads(file.read_text())
-    rows = {(row["agent"], row["threads"]): row for row in written["rows"]}
+    rows = {(row["agent"], row["processes"], row["threads"]): row for row in written["rows"]}
     assert written.keys() > CONDITIONS
     assert rows.keys() == left.keys()
-    ours = rows[OURS, 2]
+    ours = rows[OURS, 1, 2]
     assert {name: ours[name] for name in "DLHM"} == CORE_SIZE._asdict()
     assert (ours["processes"], ours["parameters"], ours["shares"]["acting"]) == (1, 1000, 0.25)
     assert ours["over_recurrent_ppo"] == 6
     assert ours["over_recurrent_ppo_shared"] == 3
-    assert ours["over_one_thread"] == 1.2
-    assert rows[RIVAL, 2]["over_recurrent_ppo"] == 0.8
-    assert rows[RIVAL, 2]["over_one_thread"] is None
+    assert ours["over_one_process"] == 1.2
+    assert rows[OURS, 2, 1]["over_recurrent_ppo"] == 10
+    assert rows[OURS, 2, 1]["over_one_process"] == 2
+    assert rows[RIVAL, 1, 2]["over_recurrent_ppo"] == 0.8
+    assert rows[RIVAL, 1, 2]["over_one_process"] is None
 
 
 def test_a_measurement_that_fails(monkeypatch):
