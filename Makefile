@@ -5,22 +5,28 @@ CONFIG ?= configs/tmaze.yaml
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 RESULTS := benchmarks/results
+ENVPOOL := .venv/.installed-envpool
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow lint format bench
+.PHONY: help train test test-slow test-envpool lint format bench
 
 help:
-	@echo 'make train      train the agent of CONFIG ($(CONFIG)) and compare it with the memoryless control'
-	@echo 'make test       the tests, about a minute'
-	@echo 'make test-slow  the learning tests, minutes'
-	@echo 'make lint       ruff and mypy'
-	@echo 'make format     ruff, rewriting files'
-	@echo 'make bench      the speed of the scan, of training and of predict, beside others; an hour on two cores'
+	@echo 'make train         train the agent of CONFIG ($(CONFIG)) and compare it with the memoryless control'
+	@echo 'make test          the tests, about a minute'
+	@echo 'make test-slow     the learning tests, minutes'
+	@echo 'make test-envpool  installs EnvPool (300 MB to download, 740 MB on disk) and runs its tests'
+	@echo 'make lint          ruff and mypy'
+	@echo 'make format        ruff, rewriting files'
+	@echo 'make bench         the speed of the scan, of training and of predict, beside others; an hour on two cores'
 
 # Done again only when what is to be installed changes.
 $(INSTALLED): setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(ENVPOOL): $(INSTALLED)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[envpool]'
 	touch $@
 
 train: $(INSTALLED)
@@ -31,6 +37,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow and not gpu' --numprocesses=auto --durations=0
+
+test-envpool: $(ENVPOOL)
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -k pool
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -96,11 +96,9 @@ def find_agent(given: str) -> tuple[Path, Settings]:
 
 def make_env(env: EnvSettings, **kwargs: Any) -> gym.Env[Any, Any]:
     """One environment; raises SettingsError where the task cannot be made."""
-    for key, setting in INSTEAD.items():
-        if key in env.kwargs:
-            raise SettingsError(f"env.kwargs must not hold {key}; use {setting}")
+    task_kwargs = all_kwargs(env)
     try:
-        return envs.make(env.id, **kwargs, **all_kwargs(env))
+        return envs.make(env.id, **kwargs, **task_kwargs)
     except Exception as error:  # whatever a task says to keyword arguments that it does not know or like
         raise SettingsError(f"env.id {env.id} with env.kwargs {env.kwargs} cannot be made: {error}") from error
 
@@ -121,7 +119,10 @@ def check_pictures(env: EnvSettings) -> None:
 
 
 def all_kwargs(env: EnvSettings) -> dict[str, Any]:
-    """What ``envs.make`` takes besides the id."""
+    """What ``envs.make`` takes besides the id; raises SettingsError where env.kwargs holds what has its own setting."""
+    for key, setting in INSTEAD.items():
+        if key in env.kwargs:
+            raise SettingsError(f"env.kwargs must not hold {key}; use {setting}")
     return {"previous_action": env.previous_action, "previous_reward": env.previous_reward, **env.kwargs}
 
 

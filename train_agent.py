@@ -27,7 +27,8 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from evaluate_agent import check_agent, make_env
+from envs.pool import EnvPoolVecEnv
+from evaluate_agent import all_kwargs, check_agent, make_env
 from fbrl import MemoryPPO
 from fbrl.callbacks import Checkpoint, EntropySchedule, Evaluate, MemoryFigures, ProgressBar
 from fbrl.cores.core import Core
@@ -73,7 +74,18 @@ class Interrupted(Exception):
 
 
 def make_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
-    """``n_envs`` environments of the task, seeded with seed, seed + 1, ..., that log whole episodes."""
+    """``n_envs`` environments of the task, seeded with seed, seed + 1, ..., that log whole episodes.
+
+    Raises:
+        SettingsError: where the task cannot be made.
+    """
+    if env.engine == "envpool":
+        task_kwargs = all_kwargs(env)
+        try:
+            return EnvPoolVecEnv(env.id, n_envs, seed, **task_kwargs)
+        except Exception as error:  # as in make_env
+            task = f"env.id {env.id} with env.kwargs {env.kwargs}"
+            raise SettingsError(f"{task} cannot be made by env.engine envpool: {error}") from error
 
     def make(seed: int) -> gym.Env[Any, Any]:
         made = make_env(env, seed=seed)
@@ -82,6 +94,11 @@ def make_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
 
     # one process: on a few cores, environments in processes of their own are slower than the time they take
     return FiniteVecEnv([partial(make, seed + index) for index in range(n_envs)])
+
+
+def evaluation_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
+    """As ``make_envs``, always by minigrid: evaluations are of the same levels whichever engine the training takes."""
+    return make_envs(dataclasses.replace(env, engine="minigrid"), seed, n_envs)
 
 
 def make_model(settings: Settings, env: VecEnv) -> PPO:
@@ -138,7 +155,7 @@ def learn(model: PPO, settings: Settings, folder: Path) -> None:
     """Trains up to ``ppo.timesteps``, evaluating and saving on the way; raises Interrupted after an interrupt."""
     ppo, run, first = settings.ppo, settings.run, rank() == 0
     model.set_logger(configure(str(folder), ["tensorboard"]) if first else Logger(None, []))
-    eval_env = make_envs(settings.env, run.seed + 1_000_000, min(run.eval_episodes, 64) if first else 1)
+    eval_env = evaluation_envs(settings.env, run.seed + 1_000_000, min(run.eval_episodes, 64) if first else 1)
     evaluate = Evaluate(eval_env, folder, run.eval_every, run.eval_episodes, run.seed + 1_000_000, run.stop_at_success)
     checkpoint, bar = Checkpoint(folder, settings), ProgressBar(run.progress_bar and first)
     callbacks: list[BaseCallback] = [Together(lambda: evaluate.reached), checkpoint, bar]
@@ -192,7 +209,7 @@ def train(settings: Settings, resume: Path | None = None) -> Path:
 def final_line(settings: Settings, folder: Path) -> str:
     """How well the agent of the best evaluation does in other episodes, as a line of text."""
     agent = load_agent(folder / "best.zip", settings.run.device)
-    env = make_envs(settings.env, settings.run.seed + 2_000_000, n_envs=50)
+    env = evaluation_envs(settings.env, settings.run.seed + 2_000_000, n_envs=50)
     summary = summarise(play(agent, env, FINAL_EPISODES, deterministic=True))
     parts = [f"{settings.core.name:>10}"]
     if summary.success is not None:

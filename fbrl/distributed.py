@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -67,7 +68,8 @@ def process_group() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
     try:
         yield
     except Exception as error:
@@ -76,6 +78,8 @@ def process_group() -> Iterator[None]:
         if is_lost(error):
             raise ProcessLost("another process of this run has ended, or cannot be reached") from error
         raise
+    # DistributedDataParallel holds the group, in reference cycles; left to the interpreter, their end sometimes aborts
+    gc.collect()
     dist.destroy_process_group()
 
 

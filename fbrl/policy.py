@@ -68,6 +68,7 @@ class MemoryPolicy(ActorCriticPolicy):
     ) -> None:
         if not kwargs.get("share_features_extractor", True):
             raise ValueError("share_features_extractor must be True: actor and critic read one core, got False")
+        self._last_predicted: tuple[tuple[np.ndarray[Any, Any], ...], Actor] | None = None
         self.core_class = core_class
         self.core_kwargs = core_kwargs or {}
         if kwargs.get("net_arch") is None:
@@ -178,10 +179,11 @@ class MemoryPolicy(ActorCriticPolicy):
         return cast(Tensor, self.value_net(self.mlp_extractor.forward_critic(features)))
 
     def _predict(  # type: ignore[override]
-        self, observation: PyTorchObs, state: State, episode_start: Tensor, deterministic: bool = False
-    ) -> tuple[Tensor, State]:
-        distribution, state = self.get_distribution(observation, state, episode_start)
-        return distribution.get_actions(deterministic=deterministic), state
+        self, observation: PyTorchObs, actor: Actor, episode_start: Tensor, deterministic: bool = False
+    ) -> Tensor:
+        features, _ = actor.step(self.encode(observation), episode_start)
+        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features))
+        return distribution.get_actions(deterministic=deterministic)
 
     def predict(
         self,
@@ -192,6 +194,9 @@ class MemoryPolicy(ActorCriticPolicy):
     ) -> tuple[np.ndarray[Any, Any], tuple[np.ndarray[Any, Any], ...]]:
         """The actions for one observation or a batch, and the state to pass in with the next.
 
+        Going on from the very arrays that the call before returned is faster than from equal ones: what was made of
+        them is still there.
+
         Args:
             observation: one observation or a batch of B.
             state: what the call before returned; ``None`` before the first step.
@@ -199,29 +204,44 @@ class MemoryPolicy(ActorCriticPolicy):
             deterministic: the most probable action instead of a sampled one.
 
         Returns:
-            actions, and the state: a tuple of arrays whose first dimension is B (1 for a single observation).
+            actions, and the state: a tuple of arrays, not to be written to, whose first dimension is B (1 for a single
+            observation).
 
         Raises:
             ValueError: where ``state`` or ``episode_start`` does not fit the observation or the core, or where
                 the observation is not finite.
         """
-        self.set_training_mode(False)
+        if self.training:
+            self.set_training_mode(False)
         if isinstance(observation, tuple):
             raise ValueError("observation must be an array or a dict, got a tuple: pass obs of obs, info = env.reset()")
         check_finite(observation, "observation")
         obs, vectorized = self.obs_to_tensor(observation)
         batch_size = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
         with torch.no_grad():
-            tensors = self._state_tensors(state, batch_size)
+            actor = self._actor_from(state, batch_size)
             starts = torch.as_tensor(np.zeros(batch_size) if episode_start is None else np.asarray(episode_start))
             if starts.numel() != batch_size:
                 raise ValueError(
                     f"episode_start must have one entry an observation, {batch_size}, got {starts.numel()}"
                 )
             starts = starts.to(self.device, torch.bool).reshape(batch_size)
-            actions, tensors = self._predict(obs, tensors, starts, deterministic)
+            actions = self._predict(obs, actor, starts, deterministic)
+        returned = tuple(tensor.cpu().numpy() for tensor in actor.state)
+        for part in returned:
+            part.flags.writeable = False
+        self._last_predicted = (returned, actor)
         array = self._to_env_actions(actions.cpu().numpy())
-        return array if vectorized else array.squeeze(axis=0), tuple(tensor.cpu().numpy() for tensor in tensors)
+        return array if vectorized else array.squeeze(axis=0), returned
+
+    def _actor_from(self, state: tuple[np.ndarray[Any, Any], ...] | None, batch_size: int) -> Actor:
+        """What ``predict`` goes on with: the last call's actor where ``state`` is what it returned, else a new one."""
+        if self._last_predicted is not None and state is not None:
+            returned, actor = self._last_predicted
+            same = len(state) == len(returned) and all(one is two for one, two in zip(state, returned, strict=True))
+            if same and len(returned[0]) == batch_size and actor.state[0].device == self.device:
+                return actor
+        return self.core.actor(self._state_tensors(state, batch_size))
 
     def _state_tensors(self, state: tuple[np.ndarray[Any, Any], ...] | None, batch_size: int) -> State:
         """The state that ``predict`` was given, as tensors; raises ValueError where its shapes do not fit."""
@@ -232,7 +252,7 @@ class MemoryPolicy(ActorCriticPolicy):
         if given != wanted:
             raise ValueError(f"state must be arrays of shapes {wanted} for {batch_size} observations, got {given}")
         return tuple(
-            torch.as_tensor(array, device=tensor.device, dtype=tensor.dtype)
+            torch.tensor(array, device=tensor.device, dtype=tensor.dtype)
             for array, tensor in zip(state, initial, strict=True)
         )
 

@@ -31,7 +31,7 @@ from fbrl.distributed import gather, of_first, rank, say, share, size
 from fbrl.ppo import MemoryPPO
 from fbrl.settings import Settings, SettingsError
 
-PACKAGES = ("fbrl", "torch", "stable-baselines3", "gymnasium", "minigrid", "numpy")
+PACKAGES = ("fbrl", "torch", "stable-baselines3", "gymnasium", "minigrid", "envpool", "numpy")
 NOT_SAVED = ["_last_obs", "_last_episode_starts", "tensorboard_log"]  # what an agent on disk does without
 CARRIED = ("_last_obs", "_last_episode_starts")  # where the environments stand
 
@@ -127,13 +127,13 @@ def save_checkpoint(model: PPO, folder: Path, settings: Settings) -> None:
 
 def _check_unchanged(folder: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
     """Raises SettingsError where config.yaml is not what made the checkpoint; ``run`` and the length may differ."""
+    defaults = asdict(Settings())
     for group in ("env", "core", "ppo"):
-        for key, value in saved[group].items():
-            if given[group][key] != value and (group, key) != ("ppo", "timesteps"):
+        for key, value in given[group].items():
+            made_with = saved[group].get(key, defaults[group][key])  # an older checkpoint lacks newer settings
+            if made_with != value and (group, key) != ("ppo", "timesteps"):
                 where = f"{group}.{key} in {folder / 'config.yaml'}"
-                raise SettingsError(
-                    f"{where} must be {value}, which the checkpoint was made with, got {given[group][key]}"
-                )
+                raise SettingsError(f"{where} must be {made_with}, which the checkpoint was made with, got {value}")
 
 
 def _pickle_or_none(env: VecEnv | None) -> bytes | None:

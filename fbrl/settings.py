@@ -29,6 +29,8 @@ class EnvSettings:
         previous_action: Add the previous action to the observation.
         previous_reward: Add the previous reward to the observation.
         kwargs: Keyword arguments of the environment, for example {"corridor": 20}.
+        engine: What steps the training's environments: minigrid, in Python, plays any task; envpool, in C++, needs
+            pip install fbrl[envpool] and plays MiniGrid's. Evaluations always take minigrid.
     """
 
     id: str = "fbrl/TMaze-v0"
@@ -36,6 +38,7 @@ class EnvSettings:
     previous_action: bool = False
     previous_reward: bool = False
     kwargs: dict[str, Any] = field(default_factory=dict)
+    engine: Literal["minigrid", "envpool"] = "minigrid"
 
 
 @dataclass

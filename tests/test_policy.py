@@ -108,6 +108,65 @@ def test_predict_starts_from_nothing_for_any_batch_size(core, batch_size):
         np.testing.assert_allclose(alone, actions[row], rtol=0, atol=1e-5)
 
 
+def played(policy, observations, handed_on):
+    """Actions and states step by step; ``handed_on`` is what becomes of a state between two calls."""
+    steps, state = [], None
+    for obs in observations:
+        actions, state = policy.predict(obs, None if state is None else handed_on(state), deterministic=True)
+        steps.append((actions, state))
+    return steps
+
+
+COPIES = {
+    "pickled": lambda state: pickle.loads(pickle.dumps(state)),
+    "sliced": lambda state: tuple(part[:] for part in state),
+    "listed": lambda state: [part.copy() for part in state],
+}
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_going_on_from_a_copy_of_the_state_is_going_on_from_it(core, copy):
+    policy = make_policy(core)
+    observations = np.random.default_rng(0).uniform(-1, 1, (40, B, 3)).astype(np.float32)
+    straight, copied = (played(policy, observations, handed_on) for handed_on in (lambda state: state, COPIES[copy]))
+    for (actions, state), (other_actions, other_state) in zip(straight, copied, strict=True):
+        np.testing.assert_allclose(actions, other_actions, rtol=0, atol=1e-5)
+        for part, other in zip(state, other_state, strict=True):
+            np.testing.assert_allclose(part, other, rtol=0, atol=1e-5)
+
+
+def test_a_state_can_be_gone_on_from_twice(core):
+    """And stays as it was."""
+    policy = make_policy(core)
+    rng = np.random.default_rng(0)
+    _, state = policy.predict(rng.uniform(-1, 1, (B, 3)).astype(np.float32))
+    before = tuple(part.copy() for part in state)
+    obs, other = rng.uniform(-1, 1, (2, B, 3)).astype(np.float32)
+    first, _ = policy.predict(obs, state, deterministic=True)
+    between, _ = policy.predict(other, state, deterministic=True)
+    again, _ = policy.predict(obs, state, deterministic=True)
+    np.testing.assert_allclose(again, first, rtol=0, atol=1e-6)
+    assert not np.allclose(between, first, rtol=0, atol=1e-3)
+    for part, same in zip(state, before, strict=True):
+        np.testing.assert_array_equal(part, same)
+    with pytest.raises(ValueError, match="read-only"):
+        state[0][0] = 1
+
+
+def test_a_state_is_gone_on_from_with_the_weights_of_now(core):
+    policy = make_policy(core)
+    obs = np.random.default_rng(0).uniform(-1, 1, (B, 3)).astype(np.float32)
+    _, state = policy.predict(obs)
+    old, _ = policy.predict(obs, state, deterministic=True)
+    _, state = policy.predict(obs)
+    copy = tuple(part.copy() for part in state)
+    policy.load_state_dict({name: weight + 0.1 for name, weight in policy.state_dict().items()})
+    new, _ = policy.predict(obs, state, deterministic=True)
+    expected, _ = policy.predict(obs, copy, deterministic=True)
+    np.testing.assert_allclose(new, expected, rtol=0, atol=1e-5)
+    assert not np.allclose(new, old, rtol=0, atol=1e-3)
+
+
 def test_predict_takes_one_observation(core):
     policy = make_policy(core)
     obs = VECTOR.sample()

@@ -5,6 +5,7 @@ import os
 import random
 import threading
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -238,6 +239,7 @@ def test_missing_and_broken_checkpoints(tmp_path):
     [
         ("env", "id", "MiniGrid-MemoryS7-v0"),
         ("env", "kwargs", {"corridor": 4}),
+        ("env", "engine", "envpool"),
         ("core", "window", 5),
         ("ppo", "gamma", 0.5),
     ],
@@ -255,6 +257,33 @@ def test_the_length_and_the_run_may_change(tmp_path):
     other = tiny()
     other.ppo.timesteps, other.run.eval_every, other.run.checkpoint_every = 10**6, 7, 7
     assert load_checkpoint(tmp_path, other, vec()).num_timesteps == 36
+
+
+def test_a_checkpoint_from_before_a_setting_was_there(tmp_path):
+    """It was made with what is the default now."""
+    model, settings = make_model().learn(36), tiny()
+    save_checkpoint(model, tmp_path, settings)
+    state = cloudpickle.loads((tmp_path / "resume.pkl").read_bytes())
+    del state["settings"]["env"]["engine"]
+    (tmp_path / "resume.pkl").write_bytes(cloudpickle.dumps(state))
+    assert load_checkpoint(tmp_path, settings, vec()).num_timesteps == 36
+    settings.env.engine = "envpool"
+    with pytest.raises(SettingsError, match=r"env\.engine in .*config\.yaml must be minigrid, .*, got envpool"):
+        load_checkpoint(tmp_path, settings, vec())
+
+
+def test_environments_of_envpool_start_new_episodes(tmp_path):
+    pytest.importorskip("envpool")
+    settings = tiny("MiniGrid-LavaGapS5-v0")
+    settings.env.engine = "envpool"
+    model = learn(start(settings), settings)
+    save_checkpoint(model, tmp_path, settings)
+    assert cloudpickle.loads((tmp_path / "resume.pkl").read_bytes())["env"] is None
+    resumed = load_checkpoint(tmp_path, settings, make_envs(settings.env, 0, 2))
+    assert_equal(parameters(resumed), parameters(model))
+    assert resumed._last_obs is None
+    resumed.learn(ROLLOUT, reset_num_timesteps=False)
+    assert resumed.num_timesteps == (UPDATES + 1) * ROLLOUT
 
 
 def test_gymnasium_environments_are_restored_where_they_stood(tmp_path):

@@ -21,7 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fbrl import MemoryPPO
 from fbrl.callbacks import MemoryFigures
+from fbrl.evaluation import play
 from fbrl.settings import load_settings
+from fbrl.vec_env import FiniteVecEnv
 
 SCRIPT = Path(__file__).parents[1] / "train_agent.py"
 SIGINT_BEFORE = signal.getsignal(signal.SIGINT)  # ignored where the tests run as a background job
@@ -115,16 +117,18 @@ def train(run, tmp_path):
     return lambda *arguments: run(*TINY, f"--run.folder={tmp_path}", "--run.progress_bar=false", *arguments)
 
 
+def interrupt_at_64(figures):
+    """Instead of ``MemoryFigures._on_rollout_end``: Ctrl-C in the rollout that ends with step 64."""
+    if figures.model.num_timesteps == 64:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.fixture
 def interrupted(train, monkeypatch, tmp_path):
     """A run that was interrupted in its second rollout, of 64 steps, and what the script said."""
 
-    def interrupt(figures):
-        if figures.model.num_timesteps == 64:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with monkeypatch.context() as patch:
-        patch.setattr(MemoryFigures, "_on_rollout_end", interrupt)
+        patch.setattr(MemoryFigures, "_on_rollout_end", interrupt_at_64)
         result = train("--run.name=tiny", "--run.checkpoint_every=1000")
     return tmp_path / "tiny", result
 
@@ -227,6 +231,54 @@ def test_minigrid(train, tmp_path):
     assert "MiniGridEncoder" in str(MemoryPPO.load(tmp_path / "MiniGrid-MemoryS7-v0_feedback_0" / "last.zip").policy)
 
 
+ENVPOOL = ("--env.id=MiniGrid-LavaGapS5-v0", "--env.kwargs={agent_view_size: 3}", "--env.engine=envpool")
+
+
+def test_envpool_trains_and_minigrid_evaluates(train, monkeypatch, tmp_path):
+    pytest.importorskip("envpool")
+    played = []
+
+    def note(agent, env, *args, **kwargs):
+        played.append(type(env))
+        return play(agent, env, *args, **kwargs)
+
+    monkeypatch.setattr("fbrl.callbacks.play", note)
+    monkeypatch.setattr("fbrl.evaluation.play", note)
+    code, out, err = train(*ENVPOOL, "--run.name=tiny")
+    assert (code, err) == (0, "")
+    assert re.search(r"\n +feedback  success ", out)
+    assert played == [FiniteVecEnv] * 5  # four during the training, one after it
+    logged = scalars(tmp_path / "tiny")
+    for tag in ("rollout/success_rate", "rollout/ep_rew_mean", "rollout/ep_len_mean"):
+        assert len(logged[tag]) >= 2
+    assert json.loads((tmp_path / "tiny" / "versions.json").read_text())["envpool"]
+
+
+def test_a_run_in_envpool_goes_on_with_new_episodes(run, train, monkeypatch, tmp_path):
+    pytest.importorskip("envpool")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFigures, "_on_rollout_end", interrupt_at_64)
+        assert train(*ENVPOOL, "--run.name=tiny")[0] == 130
+    code, out, _ = run("--resume", tmp_path / "tiny")
+    assert code == 0
+    assert "going on from 64 of 128 steps" in out
+    assert MemoryPPO.load(tmp_path / "tiny" / "last.zip", device="cpu").num_timesteps == 128
+
+
+def test_what_envpool_lacks_is_refused(train, tmp_path):
+    pytest.importorskip("envpool")
+    result = train("--env.kwargs={}", "--env.engine=envpool")
+    assert_refused(result, "env.id fbrl/TMaze-v0 with env.kwargs {} cannot be made by env.engine envpool: env_id must")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_envpool_the_extra_is_named(train, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "envpool", None)  # as if it were not installed
+    assert_refused(train(*ENVPOOL), "EnvPool is not installed: pip install fbrl[envpool]")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_task_without_success(train, tmp_path):
     code, out, _ = train("--env.id=CartPole-v1", "--env.kwargs={}", "--ppo.timesteps=32", "--core.name=none")
     assert code == 0
@@ -263,12 +315,8 @@ def test_an_interrupt_saves_and_the_run_goes_on_as_if_nothing_had_been(run, trai
 def test_an_interrupt_in_the_last_update(run, train, monkeypatch, tmp_path):
     """Saved, and neither evaluated nor followed by the control: the user wants to have the machine back."""
 
-    def interrupt(figures):
-        if figures.model.num_timesteps == 64:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with monkeypatch.context() as patch:
-        patch.setattr(MemoryFigures, "_on_rollout_end", interrupt)
+        patch.setattr(MemoryFigures, "_on_rollout_end", interrupt_at_64)
         code, out, _ = train("--run.name=tiny", "--ppo.timesteps=64", "--run.control=true")
     assert code == 130
     assert "saved at 64 steps" in out
@@ -341,6 +389,12 @@ def test_interrupted_in_its_own_process(tmp_path):
         (["--env.id=tests/TupleActionTask-v0", "--env.kwargs={}"], "action_space must be one of Box, "),
         (["--env.id=tests/EndlessActionTask-v0", "--env.kwargs={}"], "must have finite bounds, got -inf to inf"),
         (["--env.kwargs={seed: 3}"], "env.kwargs must not hold seed; use run.seed"),
+        (["--env.kwargs={seed: 3}", "--env.engine=envpool"], "env.kwargs must not hold seed; use run.seed"),
+        (
+            ["--env.engine=envpool"],
+            "env.engine envpool: kwargs must hold agent_view_size only for EnvPool, got corridor",
+        ),
+        (["--env.engine=genpool"], "env.engine must be one of 'minigrid', 'envpool', got genpool"),
         (["--run.device=abacus"], "run.device must be auto, cpu, cuda"),
         (["--run.folder=/dev/null"], "/dev/null"),
     ],

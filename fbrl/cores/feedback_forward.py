@@ -28,6 +28,10 @@ def skew(tensor: Tensor, width: int) -> Tensor:
     return tensor.as_strided((steps, n_layers, rows, width), (by_step + 1, by_layer, by_row, 1))
 
 
+Rows = Tensor | tuple[Tensor, ...]
+"""Something by step, to be indexed with t."""
+
+
 class Shared(NamedTuple):
     """The weights that all layers share."""
 
@@ -61,7 +65,7 @@ def group(weights: Sequence[Tensor]) -> tuple[Shared, list[Layer]]:
 
 
 class Tape(NamedTuple):
-    """What the steps leave behind; where no backward will follow, all steps share the room of one."""
+    """What the steps leave behind; T is 1 in all but m and kv where no backward will follow."""
 
     x: Tensor  # (L + 1, T, B, D): x^0 .. x^L
     h: Tensor  # (L, T, B, D): after the attention
@@ -93,7 +97,7 @@ def new_tape(saves: bool, x: Tensor, steps: int, kv: Sequence[Tensor], layers: S
     n_layers, room = len(layers), steps if saves else 1
 
     def by_layer(n: int, width: int) -> Tensor:
-        return x.new_empty(n, room, batch, width).expand(n, steps, batch, width)
+        return x.new_empty(n, room, batch, width)
 
     all_kv = x.new_zeros(2, batch, heads, window + steps, d_head)
     for half, initial in zip(all_kv.unbind(0), kv, strict=True):
@@ -103,8 +107,8 @@ def new_tape(saves: bool, x: Tensor, steps: int, kv: Sequence[Tensor], layers: S
         h=by_layer(n_layers, d_model),
         u=by_layer(n_layers, layers[0].b_1.shape[0]),
         o=by_layer(n_layers, d_model),
-        q=x.new_empty(batch * heads, room, n_layers, d_head).expand(-1, steps, -1, -1),
-        attention=x.new_zeros(batch * heads, room, n_layers, window + room).expand(-1, steps, -1, -1),
+        q=x.new_empty(batch * heads, room, n_layers, d_head),
+        attention=x.new_zeros(batch * heads, room, n_layers, window + room),
         m=x.new_empty(steps, batch, d_model),
         kv=all_kv.flatten(1, 2),
     )
@@ -127,15 +131,21 @@ class Forward:
         self.x, self.h, self.u, self.o = grid(tape.x), grid(tape.h), grid(tape.u), grid(tape.o)
         if saves:
             self.q, self.attention = grid(tape.q.permute(1, 2, 0, 3)), grid(skew(tape.attention, window + 1))
-        self.keys, self.values = (half.unfold(1, window + 1, 1).unbind(1) for half in tape.kv)  # (B H, D/H, M + 1)
-        self.slots = grid(tape.kv[:, :, window:].transpose(1, 2))  # (B H, D/H)
-        self.mixed, self.m = tape.x.flatten(2).unbind(1), tape.m.unbind(0)
+        # by step; a list of a tensor's rows is the faster one to read, a tensor the faster one to make
+        self.keys: Rows = tape.kv[0].unfold(1, window + 1, 1).transpose(0, 1)  # (B H, D/H, M + 1)
+        self.values: Rows = tape.kv[1].unfold(1, window + 1, 1).transpose(0, 1)
+        self.new_keys: Rows = tape.kv[0, :, window:].transpose(0, 1)  # (B H, D/H)
+        self.new_values: Rows = tape.kv[1, :, window:].transpose(0, 1)
+        self.m: Rows = tape.m
+        self.mixed = tape.x.flatten(2).unbind(1)
         self.r = F.pad(shared.distance.flip(0), (0, 0, 0, 1)).t()  # (D/H, M + 1); 0 for the null slot
         self.scores = tape.m.new_empty(batch, rows // batch, window + 1)
         self.softmax = tape.m.new_empty(rows, 1, window + 1)
 
     def run(self, x: Tensor, mask: Tensor) -> Tensor:
         """All steps: x^0 (T, B, D), mask (T, B, M + 1) as ``readable_mask`` gives it -> x^L (T, B, D)."""
+        for name in ("keys", "values", "new_keys", "new_values", "m"):
+            setattr(self, name, getattr(self, name).unbind(0))
         first, outputs = self.layers[0], torch.empty_like(self.tape.m)
         queries = F.linear(norm(x, first.gain_1, first.bias_1)[0], first.w_q)  # the first layer's wait for no step
         for t, step in enumerate(zip(x.unbind(0), mask.unbind(0), queries.unbind(0), strict=True)):
@@ -146,13 +156,14 @@ class Forward:
 
     def step(self, t: int, x: Tensor, mask: Tensor, q: Tensor) -> Tensor:
         """x_t^0 (B, D), the step's mask (B, M + 1) and first queries (B, D) -> x_t^L (B, D); makes m_t."""
-        h, mask = self.x[0][t].copy_(x), mask.unsqueeze(1)
+        room = t if self.saves else 0
+        h, mask = self.x[0][room].copy_(x), mask.unsqueeze(1)
         for i, w in enumerate(self.layers):
             if i:
                 q = torch.mm(norm(h, w.gain_1, w.bias_1)[0], w.w_q.t())
             self.attend(t, i, q.view(-1, self.d_head), mask)
-            h = self.feed_forward(t, i, h)
-        torch.mm(self.shared.mix.unsqueeze(0), self.mixed[t], out=self.m[t].view(1, -1))
+            h = self.feed_forward(room, i, h)
+        torch.mm(self.shared.mix.unsqueeze(0), self.mixed[room], out=self.m[t].view(1, -1))
         return h
 
     def attend(self, t: int, i: int, q: Tensor, mask: Tensor) -> None:
@@ -160,7 +171,8 @@ class Forward:
         scores = self.scores.copy_(mask).view(len(q), -1).addmm_(q, self.r, alpha=self.scale).unsqueeze(1)
         scores.baddbmm_(q.unsqueeze(1), self.keys[t], alpha=self.scale)
         attention = torch.softmax(scores, dim=-1, out=self.softmax)
-        torch.bmm(attention, self.values[t].transpose(1, 2), out=self.o[i][t].view(len(q), 1, -1))
+        room = t if self.saves else 0
+        torch.bmm(attention, self.values[t].transpose(1, 2), out=self.o[i][room].view(len(q), 1, -1))
         if self.saves:
             self.q[t][i].copy_(q)
             self.attention[t][i].copy_(attention.squeeze(1))
@@ -175,5 +187,5 @@ class Forward:
     def project(self, t: int) -> None:
         """Makes the key and the value of m_t, for the steps after t."""
         n = norm(self.m[t], self.shared.gain_m, self.shared.bias_m)[0]
-        for half, weight in zip(self.slots, (self.shared.w_k, self.shared.w_v), strict=True):
-            half[t].copy_(torch.mm(n, weight.t()).view(-1, self.d_head))
+        self.new_keys[t].copy_(torch.mm(n, self.shared.w_k.t()).view(-1, self.d_head))
+        self.new_values[t].copy_(torch.mm(n, self.shared.w_v.t()).view(-1, self.d_head))
