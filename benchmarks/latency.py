@@ -101,8 +101,8 @@ def check_steps_are_a_scan(agent: MemoryPPO, track: list[Step]) -> None:
         distribution = policy._get_action_dist_from_latent(policy.mlp_extractor.forward_actor(features))
         taken = distribution.log_prob(torch.stack(actions, dim=1).flatten())
         best = distribution.log_prob(distribution.get_actions(deterministic=True))
-    pairs = [(taken, best), *zip(state or (), final, strict=True)]
-    if not all(np.allclose(one, other, rtol=0, atol=1e-4) for one, other in pairs):
+    pairs = [(taken, best), *((torch.tensor(part), end) for part, end in zip(state or (), final, strict=True))]
+    if not all(torch.allclose(part, end, rtol=0, atol=1e-4) for part, end in pairs):
         raise SystemExit("parity is red: predict step by step is not the scan; nothing is reported")
 
 
