@@ -1,13 +1,18 @@
-"""The speed of the two forms of the scan, forward and backward, in one run and in turns.
+"""The speed of the scan, forward and backward: the fast form beside the plain one and beside others' networks.
 
-    python -m benchmarks.scan [--quick] [--threads 1] [--repeats 7] [--json benchmarks/results/NAME.json]
+    python -m benchmarks.scan [--quick] [--threads 1] [--repeats 7] [--json benchmarks/results/scan.json]
 
-Reports nothing where the two forms do not agree. Of each size (D, L, H, M, T, B), with memories full and no episode
-starts:
+Reports nothing where the plain and the fast form do not agree. ``benchmarks/forms.py`` says what is compared. All forms
+are measured in one run and in turns. Of each size (D, L, H, M, T, B), with memories full and no episode starts:
 
 - ``fast_over_plain``: the plain form's median time over the fast form's, forward and backward;
 - ``cpu_fast_over_plain``: the same in processor time, which does not count what other processes take;
-- ``act_fast_over_plain``: the same for one step (T = 1) forward without gradients, as while acting;
+- ``fast_over_lucidrains``: the same over feedback-transformer-pytorch; null where it is not installed;
+- ``fast_over_lstm_1``, ``fast_over_lstm_L``: over ``torch.nn.LSTM`` with one and with L layers (it has less to do:
+  below 1 it is the faster);
+- ``fast_over_passes_p``: over p parallel passes in the place of the scan;
+- ``act_fast_over_plain``: plain over fast for one step (T = 1) forward without gradients, as while acting;
+- ``forward_share``, ``backward_share``: of the fast form's time;
 - ``samples_per_second``: B T over the fast form's median time;
 - ``peak_memory_ratio``: the most bytes that tensors made in forward and backward hold at once, the fast form's over
   the plain form's. Counted by following every tensor's storage, so it is the same on every machine;
@@ -18,73 +23,61 @@ starts:
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
-import subprocess
-import time
 import weakref
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.forms import RIVALS, Case, Form, Size, make_case, make_cores, make_forms
+from benchmarks.report import conditions, laps_in_turns, make_parser, medians, parse, print_row, ratio, write
 from fbrl.cores.feedback import FeedbackTransformer
-from fbrl.cores.feedback_scan import FastFeedbackTransformer
-from fbrl.memory import Memory
 
 SIZES = [
-    (128, 2, 4, 64, 32, 64),  # D, L, H, M, T, B
-    (64, 2, 4, 32, 32, 64),
-    (64, 2, 4, 32, 32, 32),
-    (64, 1, 4, 32, 64, 32),
-    (128, 4, 4, 32, 32, 32),
+    Size(128, 2, 4, 64, 32, 64),  # the one that is quoted
+    Size(64, 2, 4, 32, 32, 32),  # that of configs/memory_s7_view3.yaml
+    Size(64, 1, 2, 16, 16, 8),
+    Size(64, 1, 4, 32, 64, 32),
+    Size(64, 4, 8, 128, 16, 128),
+    Size(64, 2, 8, 16, 128, 64),
+    Size(64, 2, 4, 128, 64, 8),
+    Size(128, 4, 4, 32, 32, 32),
+    Size(128, 1, 8, 128, 16, 8),
+    Size(128, 2, 2, 16, 64, 128),
+    Size(128, 2, 4, 64, 128, 16),
+    Size(256, 2, 8, 64, 32, 64),
+    Size(256, 1, 4, 16, 16, 8),
+    Size(256, 1, 2, 32, 64, 32),
+    Size(256, 4, 8, 128, 128, 8),
+    Size(256, 2, 4, 128, 16, 128),
 ]
-QUICK_SIZES = [(64, 2, 4, 32, 32, 32), (32, 1, 2, 16, 16, 16)]
-NAMES = ("D", "L", "H", "M", "T", "B")
-SEED = 0
-
-Size = tuple[int, int, int, int, int, int]
-
-
-def make_cores(size: Size, dtype: torch.dtype) -> tuple[FeedbackTransformer, FeedbackTransformer]:
-    """The plain and the fast form with the same parameters."""
-    d_model, n_layers, n_heads, window = size[:4]
-    torch.manual_seed(SEED)
-    plain = FeedbackTransformer(d_model, n_layers, n_heads, window).to(dtype)
-    fast = FastFeedbackTransformer(d_model, n_layers, n_heads, window).to(dtype)
-    fast.load_state_dict(plain.state_dict())
-    return plain, fast
+QUICK_SIZES = [Size(64, 2, 4, 32, 32, 32), Size(32, 1, 2, 16, 16, 16)]
+PARITY_SIZE = Size(15, 2, 3, 7, 11, 5)
+PRODUCTS = 100  # in one lap
+COLUMNS = ["fast_over_plain", "cpu_fast_over_plain", *(f"fast_over_{name}" for name in RIVALS)]
+COLUMNS += ["act_fast_over_plain", "samples_per_second", "peak_memory_ratio", "matmul_fraction"]
 
 
-def make_case(size: Size, dtype: torch.dtype) -> tuple[torch.Tensor, Memory, torch.Tensor]:
-    """Inputs, full memories, no episode starts."""
-    d_model, _, _, window, steps, batch = size
-    generator = torch.Generator().manual_seed(SEED)
-    x = torch.randn(batch, steps, d_model, generator=generator).to(dtype).requires_grad_()
-    memory = Memory(
-        torch.randn(batch, window, d_model, generator=generator).to(dtype),
-        torch.full((batch,), window),
-    )
-    return x, memory, torch.zeros(batch, steps, dtype=torch.bool)
-
-
-def train(core: FeedbackTransformer, x: torch.Tensor, memory: Memory, episode_start: torch.Tensor) -> None:
+def train(form: Form) -> None:
     """Forward and backward."""
-    x.grad = None
-    core.zero_grad()
-    features, _ = core(x, memory, episode_start)
-    features.square().mean().backward()
+    torch.autograd.grad(form.forward().square().mean(), form.wanted, allow_unused=True)
 
 
-def act(core: FeedbackTransformer, x: torch.Tensor, memory: Memory, episode_start: torch.Tensor) -> None:
+def act(core: FeedbackTransformer, case: Case) -> None:
     """One step forward."""
     with torch.no_grad():
-        core(x[:, :1], memory, episode_start[:, :1])
+        core(case.x[:, :1], case.memory, case.episode_start[:, :1])
+
+
+def products(x: Tensor, w: Tensor) -> None:
+    """Matrix products (B x D) @ (D x D)."""
+    for _ in range(PRODUCTS):
+        torch.mm(x, w)
 
 
 def check_parity() -> None:
@@ -92,14 +85,13 @@ def check_parity() -> None:
 
     The whole law is in tests/cores/test_feedback_scan.py.
     """
-    size = (15, 2, 3, 7, 11, 5)
     found = []
-    for core in make_cores(size, torch.float64):
-        x, memory, episode_start = make_case(size, torch.float64)
-        episode_start[:, 4] = torch.arange(size[5]) % 2 == 0
-        features, final = core(x, memory, episode_start)
+    for core in make_cores(PARITY_SIZE, torch.float64).values():
+        case = make_case(PARITY_SIZE, torch.float64)
+        case.episode_start[:, 4] = torch.arange(PARITY_SIZE.B) % 2 == 0
+        features, final = core(*case)
         (features.square().sum() + final.slots.pow(3).sum()).backward()
-        found.append([features, final.slots, x.grad, *(parameter.grad for parameter in core.parameters())])
+        found.append([features, final.slots, case.x.grad, *(parameter.grad for parameter in core.parameters())])
     for plain, fast in zip(*found, strict=True):
         if plain is None or fast is None or not torch.allclose(plain, fast, rtol=1e-9, atol=1e-9):
             raise SystemExit("parity is red: the two forms differ; nothing is reported")
@@ -128,108 +120,78 @@ class PeakMemory(TorchDispatchMode):
         return result
 
 
-def peak_memory(core: FeedbackTransformer, size: Size) -> int:
+def peak_memory(form: Form) -> int:
     """Bytes, forward and backward."""
-    case = make_case(size, torch.float32)
     memory = PeakMemory()
     with memory:
-        train(core, *case)
+        train(form)
     return memory.peak
 
 
-def seconds(function: Callable[..., object], *args: Any) -> tuple[float, float]:
-    """What one call takes: by the clock, and of all processors."""
-    start, cpu_start = time.perf_counter(), time.process_time()
-    function(*args)
-    return time.perf_counter() - start, time.process_time() - cpu_start
-
-
-def products(x: torch.Tensor, w: torch.Tensor) -> None:
-    """A hundred matrix products (B x D) @ (D x D)."""
-    for _ in range(100):
-        torch.mm(x, w)
+def multiply_adds(size: Size) -> int:
+    """What the equations need, forward and backward, of all sequences."""
+    d, layers, _, slots, steps, batch = size
+    return 3 * batch * (steps * (layers * (6 * d**2 + 3 * slots * d) + 2 * d**2) + 2 * slots * d**2)
 
 
 def measure(size: Size, repeats: int) -> dict[str, Any]:
     """One row of the report."""
-    d_model, n_layers, _, window, steps, batch = size
-    cores, case = make_cores(size, torch.float32), make_case(size, torch.float32)
-    operands = torch.randn(batch, d_model), torch.randn(d_model, d_model)
-    times: dict[str, list[tuple[float, float]]] = {
-        name: [] for name in ("plain", "fast", "act_plain", "act_fast", "products")
-    }
-    for repeat in range(repeats + 1):
-        for form, core in zip(("plain", "fast"), cores, strict=True):
-            taken = {form: seconds(train, core, *case), f"act_{form}": seconds(act, core, *case)}
-            if repeat:  # the first warms up
-                for name, value in taken.items():
-                    times[name].append(value)
-        times["products"].append(seconds(products, *operands))
-    median, cpu_median = (
-        {name: statistics.median(pair[clock] for pair in pairs) for name, pairs in times.items()} for clock in (0, 1)
+    forms, cores, case = make_forms(size), make_cores(size, torch.float32), make_case(size, torch.float32)
+    operands = torch.randn(size.B, size.D), torch.randn(size.D, size.D)
+    laps = laps_in_turns(
+        {name: partial(train, form) for name, form in forms.items()}
+        | {"fast_forward": forms["fast"].forward}
+        | {f"act_{name}": partial(act, core, case) for name, core in cores.items()}
+        | {"products": partial(products, *operands)},
+        repeats,
     )
-    needed = steps * (n_layers * (6 * d_model**2 + 3 * window * d_model) + 2 * d_model**2) + 2 * window * d_model**2
-    rate = 100 * 2 * batch * d_model**2 / median["products"]
-    plain_peak, fast_peak = (peak_memory(core, size) for core in cores)
-    return dict(zip(NAMES, size, strict=True)) | {
-        "fast_over_plain": median["plain"] / median["fast"],
-        "cpu_fast_over_plain": cpu_median["plain"] / cpu_median["fast"],
-        "act_fast_over_plain": median["act_plain"] / median["act_fast"],
-        "samples_per_second": batch * steps / median["fast"],
-        "peak_memory_ratio": fast_peak / plain_peak,
-        "matmul_fraction": 3 * 2 * batch * needed / median["fast"] / rate,
+    seconds, cpu_seconds = medians(laps), medians(laps, clock=1)
+    peaks = {name: peak_memory(forms[name]) for name in cores}
+    rate = PRODUCTS * 2 * size.B * size.D**2 / seconds["products"]
+    forward_share = seconds["fast_forward"] / seconds["fast"]
+    return size._asdict() | {
+        "fast_over_plain": ratio(seconds, "plain", "fast"),
+        "cpu_fast_over_plain": ratio(cpu_seconds, "plain", "fast"),
+        **{f"fast_over_{name}": ratio(seconds, name, "fast") for name in RIVALS},
+        "act_fast_over_plain": ratio(seconds, "act_plain", "act_fast"),
+        "forward_share": forward_share,
+        "backward_share": 1 - forward_share,
+        "samples_per_second": size.B * size.T / seconds["fast"],
+        "peak_memory_ratio": peaks["fast"] / peaks["plain"],
+        "matmul_fraction": 2 * multiply_adds(size) / seconds["fast"] / rate,
         "matmul_gflops": rate / 1e9,
-        "fast_peak_bytes": fast_peak,
-        "seconds_and_cpu_seconds": times,
+        "fast_peak_bytes": peaks["fast"],
+        "seconds_and_cpu_seconds": laps,
     }
 
 
-def cpu_name() -> str:
-    """As the kernel gives it, where it does."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Median and minimum over the sizes."""
+    summary = {}
+    for column in ("fast_over_plain", "fast_over_lucidrains", "matmul_fraction"):
+        if values := [row[column] for row in rows if row[column] is not None]:
+            summary[column] = {"median": statistics.median(values), "minimum": min(values)}
+    return summary
 
 
-def git(*args: str) -> str:
-    """What git answers, or nothing where there is no git or no repository."""
-    try:
-        found = subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    except FileNotFoundError:
-        return ""
-    return found.stdout.strip()
-
-
-def main() -> None:
-    """Checks, measures, prints and, if asked to, writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two small sizes")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=7, help="at least 5")
-    parser.add_argument("--json", type=Path, help="where to write the report")
-    options = parser.parse_args()
-    if options.repeats < 5:
-        parser.error("--repeats must be at least 5")
+def main(arguments: Sequence[str] | None = None, sizes: Sequence[Size] | None = None) -> None:
+    """Checks, measures, prints and, if asked to, writes; ``sizes`` instead of the usual ones."""
+    parser = make_parser(__doc__, repeats=7)
+    parser.add_argument("--threads", type=int, default=1, help="that torch uses (default: 1)")
+    options = parse(parser, arguments)
     torch.set_num_threads(options.threads)
     check_parity()
-    columns = ["fast_over_plain", "cpu_fast_over_plain", "act_fast_over_plain"]
-    columns += ["samples_per_second", "peak_memory_ratio", "matmul_fraction"]
-    print(*NAMES, *columns, sep="\t")
+    print(*Size._fields, *COLUMNS, sep="\t")
     rows = []
-    for size in QUICK_SIZES if options.quick else SIZES:
+    for size in sizes or (QUICK_SIZES if options.quick else SIZES):
         rows.append(measure(size, options.repeats))
-        print(*size, *(f"{rows[-1][column]:.3g}" for column in columns), sep="\t", flush=True)
-    report = {
-        "machine": {"cpu": cpu_name(), "system": platform.platform()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "threads": options.threads,
-        "seeds": [SEED],
-        "commit": git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(git("status", "--porcelain", "--", "../fbrl", ".")),
-        "rows": rows,
-    }
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        print_row(rows[-1], [*Size._fields, *COLUMNS])
+    if rows[0]["fast_over_lucidrains"] is None:
+        print("feedback-transformer-pytorch is not installed: no comparison with it")
+    summary = summarise(rows)
+    for name, values in summary.items():
+        print(f"{name}: median {values['median']:.3g}, minimum {values['minimum']:.3g} of {len(rows)} sizes")
+    write(options.json, "scan", conditions(options.threads) | {"summary": summary, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,350 @@
+"""The speed benchmarks: what they measure, what they refuse, what they write."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import agents, draw, forms, latency, report, scan, throughput
+from benchmarks.agents import OURS, RIVAL, SHARED
+from fbrl import MemoryPPO
+from fbrl.cores.feedback_scan import FastFeedbackTransformer
+from fbrl.settings import SettingsError
+
+SCAN_SIZE = forms.Size(D=6, L=2, H=2, M=3, T=5, B=4)
+CORE_SIZE = agents.Size(D=14, L=1, H=2, M=3)
+CONDITIONS = {"machine", "versions", "threads", "seeds", "commit", "uncommitted_changes"}
+
+
+@pytest.fixture(autouse=True)
+def restore_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def small_settings():
+    settings = agents.settings_of(CORE_SIZE, n_envs=2)
+    settings.ppo.n_steps, settings.ppo.seq_len, settings.ppo.batch_size, settings.ppo.n_epochs = 12, 4, 8, 2
+    return settings
+
+
+def small_agents(*names):
+    return {name: agents.make_agent(name, small_settings()) for name in names}
+
+
+class Clock:
+    """A clock that only functions move."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def process_time(self):
+        return self.now / 2
+
+    def task(self, *seconds):
+        left = iter(seconds)
+
+        def run():
+            self.now += next(left)
+
+        return run
+
+
+def test_laps_ratios_and_medians(monkeypatch):
+    """The first round does not count, and one slow round does not show in a median."""
+    clock = Clock()
+    monkeypatch.setattr(report, "time", clock)
+    laps = report.laps_in_turns({"slow": clock.task(100, 6, 60, 6), "fast": clock.task(900, 2, 2, 20)}, repeats=3)
+    assert laps == {"slow": [(6, 3), (60, 30), (6, 3)], "fast": [(2, 1), (2, 1), (20, 10)]}
+    assert report.medians(laps) == {"slow": 6, "fast": 2}
+    assert report.medians(laps, clock=1) == {"slow": 3, "fast": 1}
+    assert report.ratio(report.medians(laps), "slow", "fast") == 3
+    assert report.ratio(report.medians(laps), "missing", "fast") is None
+
+
+def test_in_turns():
+    called = []
+    results = report.in_turns({name: lambda name=name: called.append(name) for name in "ab"}, repeats=2, warm_up=1)
+    assert called == list("ababab")
+    assert results == {"a": [None, None], "b": [None, None]}
+
+
+def test_conditions(monkeypatch):
+    answers = {"status": "", "rev-parse": "abc123"}
+    monkeypatch.setattr(report, "git", lambda command, *rest: answers[command])
+    clean = report.conditions(threads=1)
+    assert clean.keys() == CONDITIONS
+    assert clean["commit"] == "abc123"
+    assert clean["uncommitted_changes"] is False
+    assert clean["versions"]["torch"] == torch.__version__
+    answers["status"] = " M fbrl/ppo.py"
+    assert report.conditions(threads=1)["uncommitted_changes"] is True
+
+
+@pytest.mark.parametrize("module", [scan, throughput, latency])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--repeats", "2"], "--repeats must be at least 3, got 2"), (["--json", "no/folder/x.json"], "no/folder")],
+)
+def test_options_that_cannot_be(module, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        module.main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_scan_report(tmp_path, monkeypatch, capsys):
+    """Without the other package its column is null, and a line says so."""
+    monkeypatch.setitem(sys.modules, "feedback_transformer_pytorch", None)
+    file = tmp_path / "scan.json"
+    scan.main(["--repeats", "3", "--json", str(file)], sizes=[SCAN_SIZE])
+    written = json.loads(file.read_text())
+    (row,) = written["rows"]
+    assert written.keys() > CONDITIONS
+    assert {name: row[name] for name in "DLHMTB"} == SCAN_SIZE._asdict()
+    assert row["fast_over_lucidrains"] is None
+    assert "feedback-transformer-pytorch is not installed" in capsys.readouterr().out
+    for name in ("fast_over_plain", "matmul_fraction", "peak_memory_ratio", "fast_over_lstm_1", "fast_over_lstm_L"):
+        assert row[name] > 0
+    assert row["forward_share"] + row["backward_share"] == pytest.approx(1)
+    assert all(len(laps) == 3 for laps in row["seconds_and_cpu_seconds"].values())
+    assert written["summary"]["fast_over_plain"] == {
+        "median": row["fast_over_plain"],
+        "minimum": row["fast_over_plain"],
+    }
+
+
+def test_scan_refuses_where_the_forms_differ(monkeypatch, tmp_path):
+    forward = FastFeedbackTransformer.forward
+
+    def wrong(self, x, state, episode_start):
+        return forward(self, x * (1 + 1e-6), state, episode_start)
+
+    monkeypatch.setattr(FastFeedbackTransformer, "forward", wrong)
+    with pytest.raises(SystemExit, match="parity is red"):
+        scan.main(["--json", str(tmp_path / "x.json")], sizes=[SCAN_SIZE])
+    assert not list(tmp_path.iterdir())
+
+
+def test_scan_summary():
+    rows = [{"fast_over_plain": ratio, "fast_over_lucidrains": None, "matmul_fraction": 0.5} for ratio in (3, 1, 7)]
+    assert scan.summarise(rows) == {
+        "fast_over_plain": {"median": 3, "minimum": 1},
+        "matmul_fraction": {"median": 0.5, "minimum": 0.5},
+    }
+
+
+def test_multiply_adds():
+    """Counted from the forward pass's own matrix products, without their backward."""
+    d, layers, _, slots, steps, batch = SCAN_SIZE
+    dense = steps * (layers * (2 * d * d + 2 * d * 2 * d) + 2 * d * d) + 2 * slots * d * d
+    attention = steps * layers * 3 * slots * d
+    assert scan.multiply_adds(SCAN_SIZE) == 3 * batch * (dense + attention)
+
+
+def test_peak_memory():
+    """Two tensors of 4,000 bytes are alive at once: the third is made after the first has gone."""
+    memory = scan.PeakMemory()
+    with memory:
+        a = torch.zeros(1000)
+        b = a + 1
+        del a
+        b = b + 1
+        del b
+    assert memory.peak == 8000
+
+
+def test_lucidrains_reads_its_memory_and_passes_gradients():
+    pytest.importorskip("feedback_transformer_pytorch")
+    case = forms.make_case(SCAN_SIZE, torch.float32)
+    form = forms.lucidrains_form(SCAN_SIZE, case)
+    features = form.forward()
+    assert features.shape == (SCAN_SIZE.B, SCAN_SIZE.T, SCAN_SIZE.D)
+    (gradient,) = torch.autograd.grad(features[:, -1].pow(3).sum(), [case.x])
+    assert gradient[:, 0].abs().max() > 0, "the last step hears of the first"
+    case.memory.slots.mul_(-3)
+    assert not torch.allclose(form.forward()[:, 0], features[:, 0])
+
+
+@pytest.mark.parametrize("size", agents.SIZES)
+def test_agents_of_equal_size(size):
+    """As measured: the same task and training, within a tenth of the parameters, and no less than needed."""
+    settings = agents.settings_of(size, n_envs=8)
+    made = {name: agents.make_agent(name, settings) for name in (OURS, RIVAL, SHARED)}
+    counts = {name: agents.parameters(agent) for name, agent in made.items()}
+    agents.check_parameters(counts)
+    assert all(0.97 < count / counts[OURS] <= 1 for count in counts.values())
+    for name in ("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef", "vf_coef", "n_envs"):
+        assert len({getattr(agent, name) for agent in made.values()}) == 1, name
+    encoders = {type(agent.policy.features_extractor) for agent in made.values()}
+    assert len(encoders) == 1
+    assert made[RIVAL].policy.lstm_critic is not None
+    assert made[SHARED].policy.lstm_critic is None
+    assert made[OURS].policy.core.window == size.M
+
+
+def test_unequal_sizes_are_refused():
+    agents.check_parameters({OURS: 1000, RIVAL: 1100})
+    with pytest.raises(SystemExit, match="recurrent_ppo has 1101 parameters beside our 1000"):
+        agents.check_parameters({OURS: 1000, RIVAL: 1101})
+
+
+def test_first_ratio(monkeypatch):
+    (ours,) = small_agents(OURS).values()
+    agents.check_first_ratio(ours)
+    replay = MemoryPPO.policy_aliases["MultiInputPolicy"].evaluate_actions
+
+    def wrong(self, obs, actions):
+        values, log_prob, entropy = replay(self, obs, actions)
+        return values, log_prob + 1e-4, entropy
+
+    monkeypatch.setattr(type(ours.policy), "evaluate_actions", wrong)
+    with pytest.raises(SystemExit, match="parity is red: the first ratio"):
+        agents.check_first_ratio(ours)
+
+
+@pytest.mark.parametrize("name", [OURS, RIVAL])
+def test_one_measurement(name, monkeypatch):
+    monkeypatch.setattr(throughput, "settings_of", lambda size, n_envs: small_settings())
+    found = throughput.run(throughput.Job(name, 1, list(CORE_SIZE), None, rollouts=2))
+    assert found["parameters"] == agents.parameters(agents.make_agent(name, small_settings()))
+    assert found["steps_per_second"] > 0
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert found["shares"]["update"] > 0
+
+
+def test_total_weighs_rollouts_by_their_seconds():
+    shares = {"acting": 0.0, "other": 0.0}
+    laps = [
+        {"steps_per_second": 10, "environment": 1.0, "update": 0.0} | shares,  # 6 seconds
+        {"steps_per_second": 30, "environment": 0.0, "update": 1.0} | shares,  # 2 seconds
+    ]
+    found = throughput.total(laps, rollout=60)
+    assert found["steps_per_second"] == 15
+    assert found["shares"] == {"environment": 0.75, "acting": 0, "update": 0.25, "other": 0}
+
+
+def measurement(speed, parameters=1000):
+    shares = dict.fromkeys(throughput.SHARES, 0.25)
+    return {"parameters": parameters, "steps_per_second": speed, "shares": shares}
+
+
+def test_throughput_report(tmp_path, monkeypatch):
+    """Ratios are of medians, and over the rival with the number of threads that it is faster with."""
+    speeds = {(OURS, 1, 1): [40, 50, 900], (OURS, 1, 2): [60, 60, 60], (OURS, 2, 1): [99, 100, 101]}
+    speeds |= {(RIVAL, 1, 1): [10, 10, 1], (RIVAL, 1, 2): [8, 8, 8]}
+    speeds |= {(SHARED, 1, 1): [5, 5, 5], (SHARED, 1, 2): [20, 20, 20]}
+    left = {contender: iter(given) for contender, given in speeds.items()}
+
+    def measure(contender, *_):
+        return measurement(next(left[contender]))
+
+    monkeypatch.setattr(throughput, "measure", measure)
+    monkeypatch.setattr(throughput, "SIZES", [CORE_SIZE])
+    file = tmp_path / "throughput.json"
+    throughput.main(["--repeats", "3", "--json", str(file)])
+    written = json.loads(file.read_text())
+    rows = {(row["agent"], row["processes"], row["threads"]): row for row in written["rows"]}
+    assert written.keys() > CONDITIONS
+    assert rows.keys() == left.keys()
+    ours = rows[OURS, 1, 2]
+    assert {name: ours[name] for name in "DLHM"} == CORE_SIZE._asdict()
+    assert (ours["processes"], ours["parameters"], ours["shares"]["acting"]) == (1, 1000, 0.25)
+    assert ours["over_recurrent_ppo"] == 6
+    assert ours["over_recurrent_ppo_shared"] == 3
+    assert ours["over_one_process"] == 1.2
+    assert rows[OURS, 2, 1]["over_recurrent_ppo"] == 10
+    assert rows[OURS, 2, 1]["over_one_process"] == 2
+    assert rows[RIVAL, 1, 2]["over_recurrent_ppo"] == 0.8
+    assert rows[RIVAL, 1, 2]["over_one_process"] is None
+
+
+def test_a_measurement_that_fails(monkeypatch):
+    failed = SimpleNamespace(returncode=1, stdout="", stderr="long\nstory\nparity is red: really\n")
+    monkeypatch.setattr(throughput.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(SystemExit, match=r"^fbrl.*: parity is red: really$"):
+        throughput.measure(throughput.BASE, CORE_SIZE, None, 1)
+
+
+def test_latency_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "settings_of", lambda size: small_settings())
+    monkeypatch.setattr(latency, "SIZES", [CORE_SIZE])
+    monkeypatch.setattr(latency, "BATCHES", (1, 3))
+    monkeypatch.setattr(latency, "BLOCK", 7)
+    monkeypatch.setattr(latency, "EARLY", 20)
+    file = tmp_path / "latency.json"
+    latency.main(["--repeats", "3", "--steps", "210", "--json", str(file)])
+    written = json.loads(file.read_text())
+    assert written.keys() > CONDITIONS
+    one, three = written["rows"]
+    assert (one["batch"], three["batch"]) == (1, 3)
+    for row in (one, three):
+        assert row["over_recurrent_ppo"] == pytest.approx(row["milliseconds"][RIVAL] / row["milliseconds"][OURS])
+    assert 0.1 < one["late_over_early"] < 10
+    assert len(one["episode"]) == 100
+    assert three["late_over_early"] is None
+
+
+def test_latency_refuses_where_a_step_is_not_the_scan(monkeypatch):
+    settings = small_settings()
+    (ours,) = small_agents(OURS).values()
+    track = latency.record(settings, batch=3, steps=9)
+    latency.check_steps_are_a_scan(ours, track)
+    predict = ours.policy.predict
+
+    def forgetful(obs, state=None, *args, **kwargs):
+        return predict(obs, None, *args, **kwargs)
+
+    monkeypatch.setattr(ours.policy, "predict", forgetful)
+    with pytest.raises(SystemExit, match="parity is red: predict step by step"):
+        latency.check_steps_are_a_scan(ours, track)
+
+
+def test_track_has_episodes():
+    track = latency.record(small_settings(), batch=3, steps=40)
+    assert track[0].episode_start.all()
+    assert not track[1].episode_start.any()
+    assert track[0].obs["image"].shape == (3, 3, 3, 3)
+
+
+ROWS = {
+    "scan": [forms.Size(64, 2, 4, 32, 16, 8)._asdict() | dict.fromkeys(draw.FORMS, 2.0)] * 2
+    + [forms.Size(64, 2, 4, 32, 16, 8)._asdict() | dict.fromkeys(draw.FORMS, None)],
+    "throughput": [
+        size._asdict() | contender._asdict() | measurement(100.0)
+        for size in agents.SIZES
+        for contender in throughput.CONTENDERS
+    ],
+    "latency": [
+        CORE_SIZE._asdict() | {"batch": 1, "milliseconds": {OURS: 1.0, RIVAL: 2.0}, "steps": 9, "episode": [1.0] * 3},
+        CORE_SIZE._asdict() | {"batch": 3, "milliseconds": {OURS: 1.0, RIVAL: 2.0}},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_draw(name, tmp_path, capsys):
+    file = tmp_path / f"{name}.json"
+    report.write(file, name, {"rows": ROWS[name]})
+    draw.main([str(file)])
+    picture = tmp_path / f"{name}.png"
+    assert capsys.readouterr().out.strip() == str(picture)
+    with Image.open(picture) as image:
+        assert image.width == 1050
+        assert len(image.getcolors(maxcolors=1 << 24)) > 50, "something is drawn"
+
+
+@pytest.mark.parametrize("content", ['{"rows": []}', '{"benchmark": "curves"}', "[]"])
+def test_draw_refuses_other_files(content, tmp_path):
+    file = tmp_path / "x.json"
+    file.write_text(content)
+    with pytest.raises(SettingsError, match="no report of a speed benchmark"):
+        draw.draw(file)
+    assert not file.with_suffix(".png").exists()
