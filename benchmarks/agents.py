@@ -43,12 +43,13 @@ class Size(NamedTuple):
 SIZES = [Size(64, 2, 4, 32), Size(128, 2, 4, 64)]  # the configuration's own, and the one that the scan is quoted at
 
 
-def settings_of(size: Size, n_envs: int | None = None) -> Settings:
-    """The configuration with another core and, if given, another number of environments."""
+def settings_of(size: Size, n_envs: int | None = None, batch_size: int | None = None) -> Settings:
+    """The configuration with another core and, if given, other numbers of environments and of steps in a minibatch."""
     settings = load_settings(ROOT / "configs/memory_s7_view3.yaml")
     core = dict(zip(("d_model", "n_layers", "n_heads", "window"), size, strict=True))
     settings.core = dataclasses.replace(settings.core, **core)  # type: ignore[arg-type]
     settings.env = dataclasses.replace(settings.env, n_envs=n_envs or settings.env.n_envs)
+    settings.ppo = dataclasses.replace(settings.ppo, batch_size=batch_size or settings.ppo.batch_size)
     settings.run = dataclasses.replace(settings.run, seed=SEED, device="cpu")
     return settings
 

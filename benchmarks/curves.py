@@ -26,8 +26,7 @@ from evaluate_agent import exhaustive
 from fbrl.evaluation import Summary, load_agent
 from fbrl.settings import EnvSettings, SettingsError, fail, load_settings
 
-COLOURS = {"feedback": "tab:blue", "none": "tab:gray"}
-LABELS = {"feedback": "Feedback Transformer", "none": "memoryless control"}
+CONTROL = "memoryless control"
 
 
 def gather(target: Path, folders: list[Path]) -> None:
@@ -71,24 +70,35 @@ def exhaustive_or_none(agent: PPO, env: EnvSettings, zero_memory: bool = False) 
         return None
 
 
+def kind_of(run: dict[str, Any]) -> str:
+    """What runs of one task are told apart by."""
+    if run["core"] == "none":
+        return CONTROL
+    passes = run["settings"]["ppo"].get("passes")
+    if passes is None:
+        return "Feedback Transformer" + (", plain form" if run["core"] == "feedback_plain" else "")
+    return f"{passes} parallel pass{'es' if passes > 1 else ''}"
+
+
 def draw(source: Path, target: Path) -> None:
-    """Draws every run's evaluations, and the mean of each core's runs on a common grid of steps."""
+    """Draws every run's evaluations, and the mean of the runs of each kind on a common grid of steps."""
     data = json.loads(source.read_text())
     figure, axes = plt.subplots(figsize=(7, 4), dpi=150)
-    for core in dict.fromkeys(run["core"] for run in data["runs"]):
-        runs = [run for run in data["runs"] if run["core"] == core]
+    for number, kind in enumerate(dict.fromkeys(kind_of(run) for run in data["runs"])):
+        runs = [run for run in data["runs"] if kind_of(run) == kind]
+        colour = "tab:gray" if kind == CONTROL else f"C{number}"
         # before the first step nothing was measured: a curve begins with its first evaluation
         curves = [
             (np.array(run["evaluations"]["timesteps"]), np.array(run["evaluations"]["success"], dtype=float))
             for run in runs
         ]
         for steps, success in curves:
-            axes.plot(steps / 1e6, success, color=COLOURS[core], alpha=0.3, linewidth=1)
+            axes.plot(steps / 1e6, success, color=colour, alpha=0.3, linewidth=1)
         # a run that stopped because it had succeeded keeps its last value
         grid = np.linspace(0, max(steps[-1] for steps, _ in curves), 200)
         mean = np.mean([np.interp(grid, steps, success, left=np.nan) for steps, success in curves], axis=0)
-        label = f"{LABELS[core]} ({len(runs)} seed{'s' * (len(runs) > 1)})"
-        axes.plot(grid / 1e6, mean, color=COLOURS[core], linewidth=2.5, label=label)
+        label = f"{kind} ({len(runs)} seed{'s' * (len(runs) > 1)})"
+        axes.plot(grid / 1e6, mean, color=colour, linewidth=2.5, label=label)
     if "Memory" in data["task"] or "TMaze" in data["task"]:
         axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":", label="guessing")
     axes.set(xlabel="environment steps (millions)", ylabel="success, most probable action", ylim=(0, 1.03))

@@ -54,12 +54,12 @@ def draw_scan(rows: Rows) -> Figure:
 
 
 def draw_throughput(rows: Rows) -> Figure:
-    """Where a thousand steps' time goes, by contender; one panel a size."""
-    sizes = list(dict.fromkeys(core_size(row) for row in rows))
-    figure = plt.figure(figsize=(7, 1 + 1.9 * len(sizes)), dpi=150, layout="constrained")
-    panels = figure.subplots(len(sizes), sharex=True, squeeze=False)
-    for size, axes in zip(sizes, panels[:, 0], strict=True):
-        shown = [row for row in rows if core_size(row) == size]
+    """Where a thousand steps' time goes, by contender; one panel a setup."""
+    setups = list(dict.fromkeys(setup_of(row) for row in rows))
+    figure = plt.figure(figsize=(7, 1 + 1.9 * len(setups)), dpi=150, layout="constrained")
+    panels = figure.subplots(len(setups), sharex=True, squeeze=False)
+    for setup, axes in zip(setups, panels[:, 0], strict=True):
+        shown = [row for row in rows if setup_of(row) == setup]
         labels = [f"{LABELS[row['agent']]}, {row['processes']} x {row['threads']}" for row in shown]
         left = [0.0] * len(shown)
         for name, colour in SHARES.items():
@@ -71,7 +71,7 @@ def draw_throughput(rows: Rows) -> Figure:
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.tick_params(labelsize=7)
-        axes.set_title(f"{size}, about {round(shown[0]['parameters'], -3):,} parameters each", fontsize=8)
+        axes.set_title(f"{setup}; about {round(shown[0]['parameters'], -3):,} parameters each", fontsize=8)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=len(SHARES))
     panels[-1, 0].set_xlabel("seconds for 1,000 environment steps (processes x threads)")
     return figure
@@ -105,6 +105,11 @@ def draw_latency(rows: Rows) -> Figure:
         axes.tick_params(labelsize=7)
         axes.legend(fontsize=7)
     return figure
+
+
+def setup_of(row: dict[str, Any]) -> str:
+    """Under what contenders were compared, in words."""
+    return f"{core_size(row)}; {row['n_envs']} environments, minibatches of {row['batch_size']}"
 
 
 def core_size(row: dict[str, Any]) -> str:

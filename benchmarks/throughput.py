@@ -5,7 +5,9 @@
 ``benchmarks/agents.py`` says how the two are made alike. Every measurement is a fresh process, which makes the agent,
 learns from one rollout to warm up, and times the ``--rollouts`` rollouts and updates that follow; the contenders take
 turns. Reports nothing where an update of ours does not start at a ratio of one, or where the numbers of parameters
-differ by more than a tenth. Of each size (D, L, H, M) and each contender, by the medians over the repeats:
+differ by more than a tenth. Agents are new, whose episodes are long; once they succeed and episodes are short, the
+loops over padded sequences of RecurrentPPO are shorter too, and ours are not. Of each size (D, L, H, M), number of
+environments, minibatch and contender, by the medians over the repeats:
 
 - ``agent``, ``processes`` (which train one agent on the same totals, as ``torchrun train_agent.py`` does), ``threads``
   of each process, ``parameters``;
@@ -70,13 +72,27 @@ COLUMNS = ["agent", "processes", "threads", "parameters", "steps_per_second", "o
 COLUMNS += ["over_recurrent_ppo_shared", "over_one_process"]
 
 
+class Setup(NamedTuple):
+    """Under what the contenders are compared."""
+
+    size: Size
+    n_envs: int
+    batch_size: int  # steps in a minibatch
+
+
+# the configuration's own environments and minibatches, and those that RecurrentPPO is often run with
+SETUPS = [*(Setup(size, 64, 1024) for size in SIZES), Setup(SIZES[1], 16, 512)]
+QUICK_SETUPS = [Setup(SIZES[0], 8, 1024)]
+
+
 class Job(NamedTuple):
     """One measurement; travels to its process as JSON."""
 
     agent: str
     threads: int
     size: list[int]
-    n_envs: int | None
+    n_envs: int
+    batch_size: int
     rollouts: int
 
 
@@ -99,7 +115,7 @@ class Keep(BaseCallback):
 def run(job: Job) -> dict[str, Any]:
     """Measures, in this process or, started by ``torchrun``, in this and the others."""
     torch.set_num_threads(job.threads)
-    agent = make_agent(job.agent, share(settings_of(Size(*job.size), job.n_envs)))
+    agent = make_agent(job.agent, share(settings_of(Size(*job.size), job.n_envs, job.batch_size)))
     agent.set_logger(Logger(folder=None, output_formats=[]))
     if isinstance(agent, MemoryPPO):
         check_first_ratio(agent)
@@ -120,9 +136,9 @@ def total(laps: list[dict[str, float]], rollout: int) -> dict[str, Any]:
     return {"steps_per_second": len(laps) * rollout / sum(seconds), "shares": shares}
 
 
-def measure(contender: Contender, size: Size, n_envs: int | None, rollouts: int) -> dict[str, Any]:
+def measure(contender: Contender, setup: Setup, rollouts: int) -> dict[str, Any]:
     """``run`` in a process of its own; exits with its last line where it fails."""
-    job = Job(contender.agent, contender.threads, list(size), n_envs, rollouts)
+    job = Job(contender.agent, contender.threads, list(setup.size), setup.n_envs, setup.batch_size, rollouts)
     together = ["torch.distributed.run", "--standalone", f"--nproc-per-node={contender.processes}", "-m"]
     launcher = together if contender.processes > 1 else []
     command = [sys.executable, "-m", *launcher, "benchmarks.throughput", "--one", json.dumps(job)]
@@ -134,7 +150,7 @@ def measure(contender: Contender, size: Size, n_envs: int | None, rollouts: int)
     return result
 
 
-def make_rows(size: Size, found: dict[Contender, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def make_rows(setup: Setup, found: dict[Contender, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """A row for each contender; exits where an agent is much smaller or larger than ours."""
     check_parameters({contender.agent: results[0]["parameters"] for contender, results in found.items()})
     speeds = {
@@ -143,7 +159,8 @@ def make_rows(size: Size, found: dict[Contender, list[dict[str, Any]]]) -> list[
     }
     best = {agent: max(speeds[c] for c in found if c.agent == agent) for agent in {c.agent for c in found}}
     return [
-        {**size._asdict(), **contender._asdict(), "parameters": results[0]["parameters"]}
+        {**setup.size._asdict(), "n_envs": setup.n_envs, "batch_size": setup.batch_size}
+        | {**contender._asdict(), "parameters": results[0]["parameters"]}
         | {"steps_per_second": speeds[contender]}
         | {f"over_{rival}": speeds[contender] / best[rival] if rival in best else None for rival in (RIVAL, SHARED)}
         | {"over_one_process": speeds[contender] / speeds[BASE] if contender.agent == OURS else None}
@@ -163,16 +180,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with process_group():
             say(json.dumps(run(Job(*options.one))))
         return
-    sizes, contenders, n_envs = (SIZES[:1], QUICK_CONTENDERS, 8) if options.quick else (SIZES, CONTENDERS, None)
+    setups, contenders = (QUICK_SETUPS, QUICK_CONTENDERS) if options.quick else (SETUPS, CONTENDERS)
     repeats, rollouts = (3, 1) if options.quick else (options.repeats, options.rollouts)
-    print(*Size._fields, *COLUMNS, sep="\t")
+    columns = [*Size._fields, "n_envs", "batch_size", *COLUMNS]
+    print(*columns, sep="\t")
     rows = []
-    for size in sizes:
-        functions = {contender: partial(measure, contender, size, n_envs, rollouts) for contender in contenders}
-        for row in make_rows(size, in_turns(functions, repeats, warm_up=0)):
+    for setup in setups:
+        functions = {contender: partial(measure, contender, setup, rollouts) for contender in contenders}
+        for row in make_rows(setup, in_turns(functions, repeats, warm_up=0)):
             rows.append(row)
-            print_row(row, [*Size._fields, *COLUMNS])
-    settings = dataclasses.asdict(settings_of(sizes[0], n_envs))
+            print_row(row, columns)
+    settings = dataclasses.asdict(settings_of(*setups[0]))
     write(options.json, "throughput", conditions(threads=None) | {"settings": settings, "rows": rows})
 
 

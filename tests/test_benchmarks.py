@@ -212,8 +212,8 @@ def test_first_ratio(monkeypatch):
 
 @pytest.mark.parametrize("name", [OURS, RIVAL])
 def test_one_measurement(name, monkeypatch):
-    monkeypatch.setattr(throughput, "settings_of", lambda size, n_envs: small_settings())
-    found = throughput.run(throughput.Job(name, 1, list(CORE_SIZE), None, rollouts=2))
+    monkeypatch.setattr(throughput, "settings_of", lambda size, n_envs, batch_size: small_settings())
+    found = throughput.run(throughput.Job(name, 1, list(CORE_SIZE), 2, 8, rollouts=2))
     assert found["parameters"] == agents.parameters(agents.make_agent(name, small_settings()))
     assert found["steps_per_second"] > 0
     assert sum(found["shares"].values()) == pytest.approx(1)
@@ -247,7 +247,7 @@ def test_throughput_report(tmp_path, monkeypatch):
         return measurement(next(left[contender]))
 
     monkeypatch.setattr(throughput, "measure", measure)
-    monkeypatch.setattr(throughput, "SIZES", [CORE_SIZE])
+    monkeypatch.setattr(throughput, "SETUPS", [throughput.Setup(CORE_SIZE, 4, 64)])
     file = tmp_path / "throughput.json"
     throughput.main(["--repeats", "3", "--json", str(file)])
     written = json.loads(file.read_text())
@@ -256,6 +256,7 @@ def test_throughput_report(tmp_path, monkeypatch):
     assert rows.keys() == left.keys()
     ours = rows[OURS, 1, 2]
     assert {name: ours[name] for name in "DLHM"} == CORE_SIZE._asdict()
+    assert (ours["n_envs"], ours["batch_size"]) == (4, 64)
     assert (ours["processes"], ours["parameters"], ours["shares"]["acting"]) == (1, 1000, 0.25)
     assert ours["over_recurrent_ppo"] == 6
     assert ours["over_recurrent_ppo_shared"] == 3
@@ -270,7 +271,7 @@ def test_a_measurement_that_fails(monkeypatch):
     failed = SimpleNamespace(returncode=1, stdout="", stderr="long\nstory\nparity is red: really\n")
     monkeypatch.setattr(throughput.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(SystemExit, match=r"^fbrl.*: parity is red: really$"):
-        throughput.measure(throughput.BASE, CORE_SIZE, None, 1)
+        throughput.measure(throughput.BASE, throughput.QUICK_SETUPS[0], 1)
 
 
 def test_latency_report(tmp_path, monkeypatch):
@@ -318,8 +319,8 @@ ROWS = {
     "scan": [forms.Size(64, 2, 4, 32, 16, 8)._asdict() | dict.fromkeys(draw.FORMS, 2.0)] * 2
     + [forms.Size(64, 2, 4, 32, 16, 8)._asdict() | dict.fromkeys(draw.FORMS, None)],
     "throughput": [
-        size._asdict() | contender._asdict() | measurement(100.0)
-        for size in agents.SIZES
+        setup.size._asdict() | setup._asdict() | contender._asdict() | measurement(100.0)
+        for setup in throughput.SETUPS
         for contender in throughput.CONTENDERS
     ],
     "latency": [

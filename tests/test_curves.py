@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from stable_baselines3 import PPO
 
-from benchmarks.curves import draw, gather
+from benchmarks.curves import draw, gather, kind_of
 from fbrl.callbacks import NOT_SAVED
 from fbrl.runs import create_run
 from fbrl.settings import Settings, SettingsError
@@ -62,3 +62,18 @@ def test_a_task_with_too_many_start_states(tmp_path):
     assert found["exhaustive_success"] is found["exhaustive_success_zero_memory"] is found["start_states"] is None
     draw(tmp_path / "x.json", tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("core", "ppo", "kind"),
+    [
+        ("feedback", {"passes": None}, "Feedback Transformer"),
+        ("feedback", {}, "Feedback Transformer"),  # a run of before there were passes
+        ("feedback_plain", {"passes": None}, "Feedback Transformer, plain form"),
+        ("feedback", {"passes": 1}, "1 parallel pass"),
+        ("feedback", {"passes": 2}, "2 parallel passes"),
+        ("none", {"passes": None}, "memoryless control"),
+    ],
+)
+def test_kinds_of_runs(core, ppo, kind):
+    assert kind_of({"core": core, "settings": {"ppo": ppo}}) == kind
