@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import signal
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ from fbrl.callbacks import Checkpoint, EntropySchedule, Evaluate, MemoryFigures,
 from fbrl.cores.core import Core
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
+from fbrl.cores.memoryless import Memoryless
+from fbrl.cores.rnn import GRU, LSTM
+from fbrl.cores.transformer_xl import TransformerXL
 from fbrl.distributed import (
     ProcessLost,
     Together,
@@ -66,7 +70,16 @@ from fbrl.timing import TimeShares
 from fbrl.vec_env import FiniteVecEnv
 
 FINAL_EPISODES = 200
-CORES: dict[str, type[Core]] = {"feedback": FastFeedbackTransformer, "feedback_plain": FeedbackTransformer}
+# by core.name: the class, and what it takes besides the sizes among the settings
+CORES: dict[str, tuple[type[Core], dict[str, Any]]] = {
+    "feedback": (FastFeedbackTransformer, {}),
+    "feedback_plain": (FeedbackTransformer, {}),
+    "gru": (GRU, {}),
+    "lstm": (LSTM, {}),
+    "transformer_xl": (TransformerXL, {}),
+    "gtrxl": (TransformerXL, {"gate": True}),
+    "memoryless": (Memoryless, {}),
+}
 
 
 class Interrupted(Exception):
@@ -102,7 +115,7 @@ def evaluation_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
 
 
 def make_model(settings: Settings, env: VecEnv) -> PPO:
-    """The agent: PPO with a Feedback Transformer, or the memoryless control with the same encoder."""
+    """The agent: PPO with the core of ``core.name``, or Stable-Baselines3's own PPO with the same encoder."""
     ppo, core, space = settings.ppo, settings.core, env.observation_space
     if isinstance(space, spaces.Dict):
         policy = "MultiInputPolicy"
@@ -129,8 +142,10 @@ def make_model(settings: Settings, env: VecEnv) -> PPO:
     }
     if core.name == "none":
         return PPO(policy, env, policy_kwargs=policy_kwargs, **kwargs)
-    sizes = {key: value for key, value in dataclasses.asdict(core).items() if key != "name"}
-    policy_kwargs |= {"core_class": CORES[core.name], "core_kwargs": sizes}
+    core_class, options = CORES[core.name]
+    takes = inspect.signature(core_class).parameters
+    sizes = {key: value for key, value in dataclasses.asdict(core).items() if key in takes}
+    policy_kwargs |= {"core_class": core_class, "core_kwargs": sizes | options}
     return MemoryPPO(policy, env, seq_len=ppo.seq_len, passes=ppo.passes, policy_kwargs=policy_kwargs, **kwargs)
 
 
@@ -211,7 +226,7 @@ def final_line(settings: Settings, folder: Path) -> str:
     agent = load_agent(folder / "best.zip", settings.run.device)
     env = evaluation_envs(settings.env, settings.run.seed + 2_000_000, n_envs=50)
     summary = summarise(play(agent, env, FINAL_EPISODES, deterministic=True))
-    parts = [f"{settings.core.name:>10}"]
+    parts = [f"{settings.core.name:>14}"]
     if summary.success is not None:
         success = summary.success
         parts.append(f"success {success.value:.3f} [{success.low:.3f}, {success.high:.3f}]")

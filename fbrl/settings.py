@@ -41,21 +41,25 @@ class EnvSettings:
     engine: Literal["minigrid", "envpool"] = "minigrid"
 
 
+CoreName = Literal["feedback", "feedback_plain", "gru", "lstm", "transformer_xl", "gtrxl", "memoryless", "none"]
+
+
 @dataclass
 class CoreSettings:
     """The memory.
 
     Args:
-        name: feedback is the Feedback Transformer; feedback_plain is the same in its plain form, slower, for
-            comparison; none is the memoryless control, Stable-Baselines3's own PPO.
+        name: feedback is the Feedback Transformer, and feedback_plain the same in its plain form, slower, for
+            comparison. gru, lstm, transformer_xl and gtrxl (the same with gates) are its rivals. memoryless has layers
+            but no memory; none has neither and is Stable-Baselines3's own PPO.
         d_model: D, width of every layer and of a memory vector; the encoder's width too.
-        n_layers: L, number of layers.
-        n_heads: H, attention heads; divides d_model.
-        window: M, memory slots: how many steps back the agent can look directly.
-        d_feedforward: Width inside a feed-forward block; null means 2 d_model.
+        n_layers: L, number of layers; of all cores but none.
+        n_heads: H, attention heads; divides d_model. Of feedback, feedback_plain, transformer_xl and gtrxl.
+        window: M, memory slots: how many steps back a layer can look directly. Of those with heads.
+        d_feedforward: Width inside a feed-forward block; null means 2 d_model. Of those with heads, and memoryless.
     """
 
-    name: Literal["feedback", "feedback_plain", "none"] = "feedback"
+    name: CoreName = "feedback"
     d_model: int = 64
     n_layers: int = 2
     n_heads: int = 4

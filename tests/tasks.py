@@ -13,16 +13,31 @@ from fbrl import MemoryPPO
 from fbrl.cores.core import Core
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
+from fbrl.cores.memoryless import Memoryless
+from fbrl.cores.rnn import GRU, LSTM
+from fbrl.cores.transformer_xl import TransformerXL
 
 SIZES = {"d_model": 8, "n_layers": 2, "n_heads": 2, "window": 5}
-# the cores that remember: each goes through all tests of the policy and of training
+RNN_SIZES = {"d_model": 8, "n_layers": 2}
+FEEDBACK = ["plain", "fast"]
+# each goes through all tests of the policy and of training
 CORES: dict[str, tuple[type[Core], dict[str, Any]]] = {
     "plain": (FeedbackTransformer, SIZES),
     "fast": (FastFeedbackTransformer, SIZES),
+    "gru": (GRU, RNN_SIZES),
+    "lstm": (LSTM, RNN_SIZES),
+    "transformer_xl": (TransformerXL, SIZES),
+    "gtrxl": (TransformerXL, SIZES | {"gate": True}),
+    "memoryless": (Memoryless, RNN_SIZES),
 }
 
 VECTOR = spaces.Box(-1, 1, (3,))
 DICT = spaces.Dict({"vector": VECTOR, "symbol": spaces.Discrete(4)})
+
+
+def remembers(core):
+    """Whether the past is to have an effect; the tests that ask see to it that it has none where not."""
+    return core != "memoryless"
 
 
 class RandomTask(gym.Env):

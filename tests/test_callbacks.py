@@ -17,7 +17,7 @@ from fbrl.evaluation import Episodes
 from fbrl.settings import RunSettings, Settings
 from fbrl.timing import TimeShares
 from fbrl.vec_env import FiniteVecEnv
-from tests.tasks import CORES, ConstantTask, collect, make_model, parameters, vec
+from tests.tasks import FEEDBACK, ConstantTask, collect, make_model, parameters, vec
 
 ROLLOUT = 36  # steps of make_model's three environments
 
@@ -211,7 +211,7 @@ def test_the_entropy_bonus_moves_linearly():
     assert model.ent_coef == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("core", FEEDBACK)
 @pytest.mark.parametrize(
     ("length", "readable"),  # of the episodes; slots written in the current one after 12 steps
     [(100, 5), (8, 4), (10, 2), (12, 0)],

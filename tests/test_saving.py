@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from fbrl import MemoryPPO
-from tests.tasks import CORES, SIZES, VECTOR, collect, make_model, parameters, sharpen, vec
+from tests.tasks import CORES, SIZES, VECTOR, collect, make_model, parameters, remembers, sharpen, vec
 
 every_core = pytest.mark.parametrize("core", CORES)
 
@@ -133,9 +133,9 @@ class Stop(BaseCallback):
         return self.n_calls != self.n
 
 
-def assert_remembers(model):
+def has_memories(model):
     initial = model.policy.initial_state(model.n_envs)
-    assert any(not torch.equal(part, empty) for part, empty in zip(model._last_state, initial, strict=True))
+    return any(not torch.equal(part, empty) for part, empty in zip(model._last_state, initial, strict=True))
 
 
 def assert_replays(model):
@@ -153,7 +153,7 @@ def test_going_on_after_a_callback_stopped_in_the_middle_of_a_rollout(core):
     model.learn(36, callback=Stop(7))
     assert model.num_timesteps == 21
     memory = model._last_state
-    assert_remembers(model)  # not the empty memory that the rollout started with
+    assert has_memories(model) == remembers(core)  # not the empty memory that the rollout started with
     np.testing.assert_array_equal(model._last_obs, model.env.buf_obs[None])
     collect(model)
     assert_replays(model)
@@ -169,7 +169,7 @@ def test_going_on_after_an_interruption(core):
     model = make_model(core, vec(max_length=30))
     with pytest.raises(KeyboardInterrupt):
         model.learn(36, callback=Stop(7, KeyboardInterrupt()))
-    assert_remembers(model)
+    assert has_memories(model) == remembers(core)
     model.learn(36, reset_num_timesteps=False)
     assert all(value.isfinite().all() for value in parameters(model).values())
 

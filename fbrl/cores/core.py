@@ -11,6 +11,19 @@ State = tuple[Tensor, ...]
 """What a core carries between steps: a named tuple of tensors whose first dimension is the sequence."""
 
 
+def check_sizes(**sizes: int) -> None:
+    """Raises ValueError naming the first size that is less than one."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def check_heads(n_heads: int, d_model: int) -> None:
+    """Raises ValueError where the heads do not divide the width."""
+    if d_model % n_heads:
+        raise ValueError(f"n_heads must divide d_model, got n_heads={n_heads} and d_model={d_model}")
+
+
 class Core(nn.Module, ABC):
     """(x (B, T, D), state, episode_start (B, T)) -> (features (B, T, D), state).
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fbrl.cores.core import Core, State
+from fbrl.cores.core import Core, State, check_heads, check_sizes
 from fbrl.memory import Memory
 
 
@@ -90,18 +90,8 @@ class FeedbackTransformer(Core):
     ) -> None:
         super().__init__()
         d_feedforward = 2 * d_model if d_feedforward is None else d_feedforward
-        sizes = {
-            "d_model": d_model,
-            "n_layers": n_layers,
-            "n_heads": n_heads,
-            "window": window,
-            "d_feedforward": d_feedforward,
-        }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        if d_model % n_heads:
-            raise ValueError(f"n_heads must divide d_model, got n_heads={n_heads} and d_model={d_model}")
+        check_sizes(d_model=d_model, n_layers=n_layers, n_heads=n_heads, window=window, d_feedforward=d_feedforward)
+        check_heads(n_heads, d_model)
         self.d_model, self.n_heads, self.window = d_model, n_heads, window
         layers = [FeedbackLayer(d_model, n_heads, d_feedforward) for _ in range(n_layers)]
         self.layers = nn.ModuleList(layers)
