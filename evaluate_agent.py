@@ -17,6 +17,7 @@ from stable_baselines3.common.utils import set_random_seed
 
 import envs
 from envs.start_states import FixedStart, StartState, StartStatesError, start_states
+from fbrl.cores.names import CORES
 from fbrl.evaluation import Estimate, Summary, load_agent, play, summarise
 from fbrl.policy import MemoryPolicy
 from fbrl.runs import versions
@@ -134,6 +135,13 @@ def check_agent(path: Path, agent: PPO, settings: Settings) -> None:
         found = "a memory" if remembers else "no memory"
         raise SettingsError(f"{path}: the agent has {found}, but core.name is {settings.core.name} in {config}")
     if isinstance(agent.policy, MemoryPolicy):
+        core_class, options = CORES[settings.core.name]
+        made_with = {name: value for name, value in agent.policy.core_kwargs.items() if name in options}
+        if not issubclass(agent.policy.core_class, core_class) or made_with != options:
+            found = f"{agent.policy.core_class.__name__} {made_with or ''}".strip()
+            raise SettingsError(
+                f"{path}: the agent's core is {found}, but core.name is {settings.core.name} in {config}"
+            )
         described = asdict(settings.core)
         for name, size in agent.policy.core_kwargs.items():
             if name in described and described[name] != size:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import signal
 import sys
 from collections.abc import Iterator
@@ -32,12 +31,7 @@ from envs.pool import EnvPoolVecEnv
 from evaluate_agent import all_kwargs, check_agent, make_env
 from fbrl import MemoryPPO
 from fbrl.callbacks import Checkpoint, EntropySchedule, Evaluate, MemoryFigures, ProgressBar
-from fbrl.cores.core import Core
-from fbrl.cores.feedback import FeedbackTransformer
-from fbrl.cores.feedback_scan import FastFeedbackTransformer
-from fbrl.cores.memoryless import Memoryless
-from fbrl.cores.rnn import GRU, LSTM
-from fbrl.cores.transformer_xl import TransformerXL
+from fbrl.cores.names import CORES, core_kwargs
 from fbrl.distributed import (
     ProcessLost,
     Together,
@@ -70,16 +64,6 @@ from fbrl.timing import TimeShares
 from fbrl.vec_env import FiniteVecEnv
 
 FINAL_EPISODES = 200
-# by core.name: the class, and what it takes besides the sizes among the settings
-CORES: dict[str, tuple[type[Core], dict[str, Any]]] = {
-    "feedback": (FastFeedbackTransformer, {}),
-    "feedback_plain": (FeedbackTransformer, {}),
-    "gru": (GRU, {}),
-    "lstm": (LSTM, {}),
-    "transformer_xl": (TransformerXL, {}),
-    "gtrxl": (TransformerXL, {"gate": True}),
-    "memoryless": (Memoryless, {}),
-}
 
 
 class Interrupted(Exception):
@@ -142,10 +126,8 @@ def make_model(settings: Settings, env: VecEnv) -> PPO:
     }
     if core.name == "none":
         return PPO(policy, env, policy_kwargs=policy_kwargs, **kwargs)
-    core_class, options = CORES[core.name]
-    takes = inspect.signature(core_class).parameters
-    sizes = {key: value for key, value in dataclasses.asdict(core).items() if key in takes}
-    policy_kwargs |= {"core_class": core_class, "core_kwargs": sizes | options}
+    sizes = dataclasses.asdict(core)
+    policy_kwargs |= {"core_class": CORES[core.name][0], "core_kwargs": core_kwargs(core.name, sizes)}
     return MemoryPPO(policy, env, seq_len=ppo.seq_len, passes=ppo.passes, policy_kwargs=policy_kwargs, **kwargs)
 
 

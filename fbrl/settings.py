@@ -14,6 +14,8 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from fbrl.cores.names import CORES, core_kwargs
+
 
 class SettingsError(ValueError):
     """A setting that cannot be used; the message is one line that names it."""
@@ -272,7 +274,8 @@ def check(settings: Settings) -> None:
     for name, value in {"ppo.batch_size": ppo.batch_size, "ppo.n_steps x env.n_envs": ppo.n_steps * env.n_envs}.items():
         if value < 2:
             raise SettingsError(f"{name} must be at least 2, got {value}")
-    if core.d_model % core.n_heads:
+    has_heads = core.name in CORES and "n_heads" in core_kwargs(core.name, asdict(core))
+    if has_heads and core.d_model % core.n_heads:
         raise SettingsError(f"core.n_heads must divide core.d_model = {core.d_model}, got {core.n_heads}")
 
 

@@ -226,6 +226,7 @@ def test_bad_folders(run, copy, tmp_path):
     [
         (CoreSettings(**SIZES | {"window": 5}), "core.window is 4, but 5 in"),
         (CoreSettings("none"), "the agent has a memory, but core.name is none in"),
+        (CoreSettings("gru", **SIZES), "the agent's core is FastFeedbackTransformer, but core.name is gru in"),
     ],
 )
 def test_an_agent_that_config_yaml_does_not_describe(run, copy, core, message):

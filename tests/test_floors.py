@@ -21,6 +21,7 @@ FLOORS = {
     "fbrl.cores.feedback_backward": 2,
     "fbrl.cores.feedback_scan": 3,
     "fbrl.cores.transformer_xl": 3,
+    "fbrl.cores.names": 4,
     "fbrl.policy": 4,
     "fbrl.buffer": 5,
     "fbrl.vec_env": 5,

@@ -185,6 +185,15 @@ def test_what_check_refuses(name, value, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("core", ["transformer_xl", "gtrxl", "feedback_plain"])
+def test_heads_are_only_asked_for_where_there_are_some(core):
+    settings = Settings(core=CoreSettings("lstm", d_model=90, n_heads=4))
+    check(settings)
+    settings.core.name = core
+    with pytest.raises(SettingsError, match=r"^core\.n_heads must divide core\.d_model = 90, got 4$"):
+        check(settings)
+
+
 def test_a_minibatch_of_one_step_is_refused():
     with pytest.raises(SettingsError, match=r"ppo\.batch_size must be at least 2, got 1"):
         check(Settings(ppo=PPOSettings(seq_len=1, batch_size=1)))

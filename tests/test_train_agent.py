@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import gymnasium as gym
 import numpy as np
@@ -21,8 +22,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fbrl import MemoryPPO
 from fbrl.callbacks import MemoryFigures
+from fbrl.cores.feedback import FeedbackTransformer
+from fbrl.cores.memoryless import Memoryless
+from fbrl.cores.names import CORES
+from fbrl.cores.rnn import GRU, LSTM
+from fbrl.cores.transformer_xl import TransformerXL
 from fbrl.evaluation import play
-from fbrl.settings import load_settings
+from fbrl.settings import CoreName, load_settings
 from fbrl.vec_env import FiniteVecEnv
 
 SCRIPT = Path(__file__).parents[1] / "train_agent.py"
@@ -485,6 +491,36 @@ def test_the_agent_of_another_window(run, interrupted, tmp_path):
     assert_refused(run("--resume", folder), "core.window is 6, but 4 in")
     shutil.copy(tmp_path / "cartpole.zip", folder / "last.zip")
     assert_refused(run("--resume", folder), "the checkpoint cannot be read")
+
+
+SIZES = {"d_model", "n_layers"}
+ALL_SIZES = {*SIZES, "n_heads", "window", "d_feedforward"}
+
+
+@pytest.mark.parametrize(
+    ("core", "core_class", "given"),
+    [
+        ("feedback_plain", FeedbackTransformer, ALL_SIZES),
+        ("gru", GRU, SIZES),
+        ("lstm", LSTM, SIZES),
+        ("transformer_xl", TransformerXL, {*ALL_SIZES, "gate"}),
+        ("gtrxl", TransformerXL, {*ALL_SIZES, "gate"}),
+        ("memoryless", Memoryless, {*SIZES, "d_feedforward"}),
+    ],
+)
+def test_every_core_by_one_setting(train, tmp_path, core, core_class, given):
+    """Trains, plays, and is made with the sizes that it takes."""
+    code, out, _ = train(f"--core.name={core}", "--run.name=tiny")
+    assert code == 0
+    assert re.search(rf"\n *{core}  success ", out)
+    policy = MemoryPPO.load(tmp_path / "tiny" / "best.zip").policy
+    assert type(policy.core) is core_class
+    assert policy.core_kwargs.keys() == given
+    assert policy.core_kwargs.get("gate", False) == (core == "gtrxl")
+
+
+def test_every_core_has_a_name():
+    assert {*get_args(CoreName)} == {*CORES, "none"}
 
 
 @pytest.mark.parametrize("core", ["feedback", "none"])
