@@ -101,7 +101,7 @@ class Recurrent(Core):
             piece = (length >> power & 1).nonzero().squeeze(1)  # those with a part of 2^power steps
             if not len(piece):
                 continue
-            done = length[piece] >> power + 1 << power + 1  # steps in the longer parts of the piece
+            done = (length[piece] >> power + 1) << power + 1  # steps in the longer parts of the piece
             place = (begin[piece] + done).unsqueeze(1) + torch.arange(1 << power)
             piece, place = piece.to(x.device), place.to(x.device)
             y, after = self._call(flat[place], tuple(part[piece] for part in state))

@@ -20,7 +20,8 @@ Where this departs from Dai et al.:
 - distances are told by one learned table r (M + 1, D/H) for all layers and heads, as in ``fbrl.cores.feedback``, in the
   place of sinusoids and the biases u and v: the two cores differ in what they remember, not in how they tell when.
 
-With the gate, ``x + y`` is g(x, relu(y)) in both places, equations 5 to 7 and section 3.2 of Parisotto et al.
+With the gate, ``x + y`` is g(x, relu(y)) in both places: the gated recurrent unit among the gating layers
+of Parisotto et al.
 """
 
 from __future__ import annotations
