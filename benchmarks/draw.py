@@ -109,7 +109,7 @@ def draw_latency(rows: Rows) -> Figure:
 
 def setup_of(row: dict[str, Any]) -> str:
     """Under what contenders were compared, in words."""
-    return f"{core_size(row)}; {row['n_envs']} environments, minibatches of {row['batch_size']}"
+    return f"{core_size(row)}; {row['n_envs']} environments ({row['engine']}), minibatches of {row['batch_size']}"
 
 
 def core_size(row: dict[str, Any]) -> str:

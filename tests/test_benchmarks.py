@@ -212,8 +212,8 @@ def test_first_ratio(monkeypatch):
 
 @pytest.mark.parametrize("name", [OURS, RIVAL])
 def test_one_measurement(name, monkeypatch):
-    monkeypatch.setattr(throughput, "settings_of", lambda size, n_envs, batch_size: small_settings())
-    found = throughput.run(throughput.Job(name, 1, list(CORE_SIZE), 2, 8, rollouts=2))
+    monkeypatch.setattr(throughput, "settings_of", lambda *_: small_settings())
+    found = throughput.run(throughput.Job(name, 1, list(CORE_SIZE), 2, 8, "minigrid", rollouts=2))
     assert found["parameters"] == agents.parameters(agents.make_agent(name, small_settings()))
     assert found["steps_per_second"] > 0
     assert sum(found["shares"].values()) == pytest.approx(1)
@@ -256,7 +256,7 @@ def test_throughput_report(tmp_path, monkeypatch):
     assert rows.keys() == left.keys()
     ours = rows[OURS, 1, 2]
     assert {name: ours[name] for name in "DLHM"} == CORE_SIZE._asdict()
-    assert (ours["n_envs"], ours["batch_size"]) == (4, 64)
+    assert (ours["n_envs"], ours["batch_size"], ours["engine"]) == (4, 64, "minigrid")
     assert (ours["processes"], ours["parameters"], ours["shares"]["acting"]) == (1, 1000, 0.25)
     assert ours["over_recurrent_ppo"] == 6
     assert ours["over_recurrent_ppo_shared"] == 3
