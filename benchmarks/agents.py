@@ -98,8 +98,9 @@ def check_parameters(counts: dict[str, int]) -> None:
             raise SystemExit(f"{name} has {count} parameters beside our {counts[OURS]}; nothing is reported")
 
 
-def check_first_ratio(ours: MemoryPPO) -> None:
+def check_first_ratio(ours: OnPolicyAlgorithm) -> None:
     """Exits where learning from a rollout does not start at the probabilities that it was acted with."""
+    assert isinstance(ours, MemoryPPO)
     _, callback = ours._setup_learn(ours.n_steps * ours.n_envs, None)
     ours.collect_rollouts(ours.get_env(), callback, ours.rollout_buffer, ours.n_steps)  # type: ignore[arg-type]
     for batch in ours.rollout_buffer.get(ours.batch_size):

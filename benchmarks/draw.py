@@ -129,7 +129,10 @@ def draw(source: Path) -> Path:
     report = json.loads(source.read_text())
     if not isinstance(report, dict) or report.get("benchmark") not in DRAWN:
         raise SettingsError(f"{source}: no report of a speed benchmark; expected {', '.join(DRAWN)}")
-    figure = DRAWN[report["benchmark"]](report["rows"])
+    try:
+        figure = DRAWN[report["benchmark"]](report["rows"])
+    except KeyError as error:
+        raise SettingsError(f"{source}: a report without {error}; expected what this version writes") from None
     target = source.with_suffix(".png")
     figure.savefig(target)
     plt.close(figure)

@@ -3,7 +3,7 @@
     python -m benchmarks.throughput [--quick] [--repeats 5] [--engine envpool] [--json FILE]
 
 ``benchmarks/agents.py`` says how the two are made alike. Every measurement is a fresh process, which makes the agent,
-learns from one rollout to warm up, and times the ``--rollouts`` rollouts and updates that follow; the contenders take
+learns from two rollouts to warm up, and times the ``--rollouts`` rollouts and updates that follow; the contenders take
 turns. Reports nothing where an update of ours does not start at a ratio of one, or where the numbers of parameters
 differ by more than a tenth. Agents are new, whose episodes are long; once they succeed and episodes are short, the
 loops over padded sequences of RecurrentPPO are shorter too, and ours are not. Of each size (D, L, H, M), number of
@@ -120,8 +120,6 @@ def run(job: Job) -> dict[str, Any]:
     torch.set_num_threads(job.threads)
     agent = make_agent(job.agent, share(settings_of(Size(*job.size), job.n_envs, job.batch_size, job.engine)))
     agent.set_logger(Logger(folder=None, output_formats=[]))
-    if isinstance(agent, MemoryPPO):
-        check_first_ratio(agent)
     keep = Keep()
     rollout = agent.n_steps * agent.n_envs * distributed.size()
     with in_parallel(agent) if isinstance(agent, MemoryPPO) else contextlib.nullcontext():
@@ -148,9 +146,16 @@ def measure(contender: Contender, setup: Setup, rollouts: int) -> dict[str, Any]
     environment = os.environ | {"OMP_NUM_THREADS": str(contender.threads)}
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if found.returncode:
-        raise SystemExit(f"{contender.agent}: {(found.stderr.strip().splitlines() or ['failed'])[-1]}")
+        raise SystemExit(f"{contender.agent}: {reason(found.stderr)}")
     result: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
     return result
+
+
+def reason(stderr: str) -> str:
+    """The line that says why a process failed; ``torchrun`` writes a report of its own after it."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip(" =")] or ["failed"]
+    telling = [line for line in lines if "parity is red" in line or "rror: " in line]
+    return (telling or lines)[-1]
 
 
 def make_rows(setup: Setup, found: dict[Contender, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -190,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(*columns, sep="\t")
     rows = []
     for setup in [setup._replace(engine=options.engine) for setup in setups]:
+        check_first_ratio(make_agent(OURS, settings_of(*setup)))
         functions = {contender: partial(measure, contender, setup, rollouts) for contender in contenders}
         for row in make_rows(setup, in_turns(functions, repeats, warm_up=0)):
             rows.append(row)
