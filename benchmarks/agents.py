@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from sb3_contrib import RecurrentPPO
@@ -25,6 +25,7 @@ from fbrl.encoders import MiniGridEncoder
 from fbrl.settings import Settings, load_settings
 from train_agent import make_envs, make_model
 
+Engine = Literal["minigrid", "envpool"]
 OURS, RIVAL, SHARED = "fbrl", "recurrent_ppo", "recurrent_ppo_shared"
 ALIKE = ["n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range", "ent_coef", "vf_coef"]
 ALIKE += ["max_grad_norm", "target_kl", "learning_rate"]
@@ -43,12 +44,14 @@ class Size(NamedTuple):
 SIZES = [Size(64, 2, 4, 32), Size(128, 2, 4, 64)]  # the configuration's own, and the one that the scan is quoted at
 
 
-def settings_of(size: Size, n_envs: int | None = None, batch_size: int | None = None) -> Settings:
-    """The configuration with another core and, if given, other numbers of environments and of steps in a minibatch."""
+def settings_of(
+    size: Size, n_envs: int | None = None, batch_size: int | None = None, engine: Engine = "minigrid"
+) -> Settings:
+    """The configuration with another core and, if given, other environments and another number of steps a minibatch."""
     settings = load_settings(ROOT / "configs/memory_s7_view3.yaml")
     core = dict(zip(("d_model", "n_layers", "n_heads", "window"), size, strict=True))
     settings.core = dataclasses.replace(settings.core, **core)  # type: ignore[arg-type]
-    settings.env = dataclasses.replace(settings.env, n_envs=n_envs or settings.env.n_envs)
+    settings.env = dataclasses.replace(settings.env, n_envs=n_envs or settings.env.n_envs, engine=engine)
     settings.ppo = dataclasses.replace(settings.ppo, batch_size=batch_size or settings.ppo.batch_size)
     settings.run = dataclasses.replace(settings.run, seed=SEED, device="cpu")
     return settings
@@ -95,8 +98,9 @@ def check_parameters(counts: dict[str, int]) -> None:
             raise SystemExit(f"{name} has {count} parameters beside our {counts[OURS]}; nothing is reported")
 
 
-def check_first_ratio(ours: MemoryPPO) -> None:
+def check_first_ratio(ours: OnPolicyAlgorithm) -> None:
     """Exits where learning from a rollout does not start at the probabilities that it was acted with."""
+    assert isinstance(ours, MemoryPPO)
     _, callback = ours._setup_learn(ours.n_steps * ours.n_envs, None)
     ours.collect_rollouts(ours.get_env(), callback, ours.rollout_buffer, ours.n_steps)  # type: ignore[arg-type]
     for batch in ours.rollout_buffer.get(ours.batch_size):

@@ -109,7 +109,7 @@ def draw_latency(rows: Rows) -> Figure:
 
 def setup_of(row: dict[str, Any]) -> str:
     """Under what contenders were compared, in words."""
-    return f"{core_size(row)}; {row['n_envs']} environments, minibatches of {row['batch_size']}"
+    return f"{core_size(row)}; {row['n_envs']} environments ({row['engine']}), minibatches of {row['batch_size']}"
 
 
 def core_size(row: dict[str, Any]) -> str:
@@ -129,7 +129,10 @@ def draw(source: Path) -> Path:
     report = json.loads(source.read_text())
     if not isinstance(report, dict) or report.get("benchmark") not in DRAWN:
         raise SettingsError(f"{source}: no report of a speed benchmark; expected {', '.join(DRAWN)}")
-    figure = DRAWN[report["benchmark"]](report["rows"])
+    try:
+        figure = DRAWN[report["benchmark"]](report["rows"])
+    except KeyError as error:
+        raise SettingsError(f"{source}: a report without {error}; expected what this version writes") from None
     target = source.with_suffix(".png")
     figure.savefig(target)
     plt.close(figure)

@@ -77,8 +77,13 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     options = parser.parse_args(arguments)
     if options.repeats < 3:
         parser.error(f"--repeats must be at least 3, got {options.repeats}")
+    for name in ("threads", "rollouts"):
+        if (number := getattr(options, name, 1)) < 1:
+            parser.error(f"--{name} must be at least 1, got {number}")
     if options.json and not options.json.parent.is_dir():
         parser.error(f"--json {options.json}: {options.json.parent} is no folder")
+    if options.json and options.json.is_dir():
+        parser.error(f"--json {options.json}: a folder, expected a file")
     return options
 
 

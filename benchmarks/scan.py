@@ -12,10 +12,11 @@ are measured in one run and in turns. Of each size (D, L, H, M, T, B), with memo
   below 1 it is the faster);
 - ``fast_over_passes_p``: over p parallel passes in the place of the scan;
 - ``act_fast_over_plain``: plain over fast for one step (T = 1) forward without gradients, as while acting;
-- ``forward_share``, ``backward_share``: of the fast form's time;
+- ``forward_share``, ``backward_share``: of the fast form's time; the laps hold every form's forward;
 - ``samples_per_second``: B T over the fast form's median time;
 - ``peak_memory_ratio``: the most bytes that tensors made in forward and backward hold at once, the fast form's over
-  the plain form's. Counted by following every tensor's storage, so it is the same on every machine;
+  the plain form's; ``peak_bytes`` are those of every form. Counted by following every tensor's storage, so it is the
+  same on every machine, and does not see what torch's LSTM holds inside;
 - ``matmul_fraction``: the rate at which the fast form does the multiplications and additions that the equations need,
   over the rate of plain matrix products (B x D) @ (D x D) measured beside it. Needed are, forward and for each
   sequence, T (L (2 D^2 + 2 D F + 3 M D) + 2 D^2) + 2 M D^2 multiply-adds, F = 2 D, and twice as many backward.
@@ -57,6 +58,7 @@ SIZES = [
     Size(256, 2, 4, 128, 16, 128),
 ]
 QUICK_SIZES = [Size(64, 2, 4, 32, 32, 32), Size(32, 1, 2, 16, 16, 16)]
+SUMMARISED = ["fast_over_plain", "fast_over_lucidrains", "fast_over_passes_2", "matmul_fraction", "peak_memory_ratio"]
 PARITY_SIZE = Size(15, 2, 3, 7, 11, 5)
 PRODUCTS = 100  # in one lap
 COLUMNS = ["fast_over_plain", "cpu_fast_over_plain", *(f"fast_over_{name}" for name in RIVALS)]
@@ -140,13 +142,13 @@ def measure(size: Size, repeats: int) -> dict[str, Any]:
     operands = torch.randn(size.B, size.D), torch.randn(size.D, size.D)
     laps = laps_in_turns(
         {name: partial(train, form) for name, form in forms.items()}
-        | {"fast_forward": forms["fast"].forward}
+        | {f"{name}_forward": form.forward for name, form in forms.items()}
         | {f"act_{name}": partial(act, core, case) for name, core in cores.items()}
         | {"products": partial(products, *operands)},
         repeats,
     )
     seconds, cpu_seconds = medians(laps), medians(laps, clock=1)
-    peaks = {name: peak_memory(forms[name]) for name in cores}
+    peaks = {name: peak_memory(form) for name, form in forms.items()}
     rate = PRODUCTS * 2 * size.B * size.D**2 / seconds["products"]
     forward_share = seconds["fast_forward"] / seconds["fast"]
     return size._asdict() | {
@@ -160,17 +162,23 @@ def measure(size: Size, repeats: int) -> dict[str, Any]:
         "peak_memory_ratio": peaks["fast"] / peaks["plain"],
         "matmul_fraction": 2 * multiply_adds(size) / seconds["fast"] / rate,
         "matmul_gflops": rate / 1e9,
-        "fast_peak_bytes": peaks["fast"],
+        "peak_bytes": peaks,
         "seconds_and_cpu_seconds": laps,
     }
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Median and minimum over the sizes."""
+    """Median, minimum and maximum over the sizes."""
     summary = {}
-    for column in ("fast_over_plain", "fast_over_lucidrains", "matmul_fraction"):
+    for column in (
+        "fast_over_plain",
+        "fast_over_lucidrains",
+        "fast_over_passes_2",
+        "matmul_fraction",
+        "peak_memory_ratio",
+    ):
         if values := [row[column] for row in rows if row[column] is not None]:
-            summary[column] = {"median": statistics.median(values), "minimum": min(values)}
+            summary[column] = {"median": statistics.median(values), "minimum": min(values), "maximum": max(values)}
     return summary
 
 
@@ -190,7 +198,7 @@ def main(arguments: Sequence[str] | None = None, sizes: Sequence[Size] | None = 
         print("feedback-transformer-pytorch is not installed: no comparison with it")
     summary = summarise(rows)
     for name, values in summary.items():
-        print(f"{name}: median {values['median']:.3g}, minimum {values['minimum']:.3g} of {len(rows)} sizes")
+        print(f"{name}: {', '.join(f'{which} {value:.3g}' for which, value in values.items())} of {len(rows)} sizes")
     write(options.json, "scan", conditions(options.threads) | {"summary": summary, "rows": rows})
 
 

@@ -1,13 +1,13 @@
 """Training, end to end: environment steps a second of MemoryPPO beside sb3-contrib's RecurrentPPO.
 
-    python -m benchmarks.throughput [--quick] [--repeats 5] [--json benchmarks/results/throughput.json]
+    python -m benchmarks.throughput [--quick] [--repeats 5] [--engine envpool] [--json FILE]
 
 ``benchmarks/agents.py`` says how the two are made alike. Every measurement is a fresh process, which makes the agent,
-learns from one rollout to warm up, and times the ``--rollouts`` rollouts and updates that follow; the contenders take
+learns from two rollouts to warm up, and times the ``--rollouts`` rollouts and updates that follow; the contenders take
 turns. Reports nothing where an update of ours does not start at a ratio of one, or where the numbers of parameters
 differ by more than a tenth. Agents are new, whose episodes are long; once they succeed and episodes are short, the
 loops over padded sequences of RecurrentPPO are shorter too, and ours are not. Of each size (D, L, H, M), number of
-environments, minibatch and contender, by the medians over the repeats:
+environments, minibatch, engine and contender, by the medians over the repeats:
 
 - ``agent``, ``processes`` (which train one agent on the same totals, as ``torchrun train_agent.py`` does), ``threads``
   of each process, ``parameters``;
@@ -31,7 +31,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
@@ -42,6 +42,7 @@ from benchmarks.agents import (
     RIVAL,
     SHARED,
     SIZES,
+    Engine,
     Size,
     check_first_ratio,
     check_parameters,
@@ -78,6 +79,7 @@ class Setup(NamedTuple):
     size: Size
     n_envs: int
     batch_size: int  # steps in a minibatch
+    engine: Engine = "minigrid"
 
 
 # the configuration's own environments and minibatches, and those that RecurrentPPO is often run with
@@ -93,6 +95,7 @@ class Job(NamedTuple):
     size: list[int]
     n_envs: int
     batch_size: int
+    engine: Engine
     rollouts: int
 
 
@@ -115,10 +118,8 @@ class Keep(BaseCallback):
 def run(job: Job) -> dict[str, Any]:
     """Measures, in this process or, started by ``torchrun``, in this and the others."""
     torch.set_num_threads(job.threads)
-    agent = make_agent(job.agent, share(settings_of(Size(*job.size), job.n_envs, job.batch_size)))
+    agent = make_agent(job.agent, share(settings_of(Size(*job.size), job.n_envs, job.batch_size, job.engine)))
     agent.set_logger(Logger(folder=None, output_formats=[]))
-    if isinstance(agent, MemoryPPO):
-        check_first_ratio(agent)
     keep = Keep()
     rollout = agent.n_steps * agent.n_envs * distributed.size()
     with in_parallel(agent) if isinstance(agent, MemoryPPO) else contextlib.nullcontext():
@@ -138,16 +139,23 @@ def total(laps: list[dict[str, float]], rollout: int) -> dict[str, Any]:
 
 def measure(contender: Contender, setup: Setup, rollouts: int) -> dict[str, Any]:
     """``run`` in a process of its own; exits with its last line where it fails."""
-    job = Job(contender.agent, contender.threads, list(setup.size), setup.n_envs, setup.batch_size, rollouts)
+    job = Job(contender.agent, contender.threads, list(setup.size), *setup[1:], rollouts)
     together = ["torch.distributed.run", "--standalone", f"--nproc-per-node={contender.processes}", "-m"]
     launcher = together if contender.processes > 1 else []
     command = [sys.executable, "-m", *launcher, "benchmarks.throughput", "--one", json.dumps(job)]
     environment = os.environ | {"OMP_NUM_THREADS": str(contender.threads)}
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if found.returncode:
-        raise SystemExit(f"{contender.agent}: {(found.stderr.strip().splitlines() or ['failed'])[-1]}")
+        raise SystemExit(f"{contender.agent}: {reason(found.stderr)}")
     result: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
     return result
+
+
+def reason(stderr: str) -> str:
+    """The line that says why a process failed; ``torchrun`` writes a report of its own after it."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip(" =")] or ["failed"]
+    telling = [line for line in lines if "parity is red" in line or "rror: " in line]
+    return (telling or lines)[-1]
 
 
 def make_rows(setup: Setup, found: dict[Contender, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -159,7 +167,7 @@ def make_rows(setup: Setup, found: dict[Contender, list[dict[str, Any]]]) -> lis
     }
     best = {agent: max(speeds[c] for c in found if c.agent == agent) for agent in {c.agent for c in found}}
     return [
-        {**setup.size._asdict(), "n_envs": setup.n_envs, "batch_size": setup.batch_size}
+        {**setup.size._asdict(), **dict(zip(Setup._fields[1:], setup[1:], strict=True))}
         | {**contender._asdict(), "parameters": results[0]["parameters"]}
         | {"steps_per_second": speeds[contender]}
         | {f"over_{rival}": speeds[contender] / best[rival] if rival in best else None for rival in (RIVAL, SHARED)}
@@ -175,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=5)
     parser.add_argument("--rollouts", type=int, default=2, help="that a measurement times (default: 2)")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # a job: measure in this process
+    parser.add_argument("--engine", choices=get_args(Engine), default="minigrid", help="that steps the environments")
     options = parse(parser, arguments)
     if options.one:
         with process_group():
@@ -182,15 +191,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     setups, contenders = (QUICK_SETUPS, QUICK_CONTENDERS) if options.quick else (SETUPS, CONTENDERS)
     repeats, rollouts = (3, 1) if options.quick else (options.repeats, options.rollouts)
-    columns = [*Size._fields, "n_envs", "batch_size", *COLUMNS]
+    columns = [*Size._fields, *Setup._fields[1:], *COLUMNS]
     print(*columns, sep="\t")
     rows = []
-    for setup in setups:
+    for setup in [setup._replace(engine=options.engine) for setup in setups]:
+        check_first_ratio(make_agent(OURS, settings_of(*setup)))
         functions = {contender: partial(measure, contender, setup, rollouts) for contender in contenders}
         for row in make_rows(setup, in_turns(functions, repeats, warm_up=0)):
             rows.append(row)
             print_row(row, columns)
-    settings = dataclasses.asdict(settings_of(*setups[0]))
+    settings = dataclasses.asdict(settings_of(*setups[0]._replace(engine=options.engine)))
     write(options.json, "throughput", conditions(threads=None) | {"settings": settings, "rows": rows})
 
 

@@ -216,9 +216,9 @@ class MemoryPolicy(ActorCriticPolicy):
         if isinstance(observation, tuple):
             raise ValueError("observation must be an array or a dict, got a tuple: pass obs of obs, info = env.reset()")
         check_finite(observation, "observation")
-        obs, vectorized = self.obs_to_tensor(observation)
-        batch_size = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # what is kept is written to again, in whatever mode
+            obs, vectorized = self.obs_to_tensor(observation)
+            batch_size = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
             actor = self._actor_from(state, batch_size)
             starts = np.zeros(batch_size, bool) if episode_start is None else np.asarray(episode_start, bool).ravel()
             if starts.size != batch_size:
@@ -236,6 +236,7 @@ class MemoryPolicy(ActorCriticPolicy):
         """What ``predict`` goes on with: the last call's actor where ``state`` is what it returned, else a new one."""
         if self._last_predicted is not None and state is not None:
             returned, actor = self._last_predicted
+            self._last_predicted = None  # should this step fail, ``returned`` is not what the actor goes on from
             same = len(state) == len(returned) and all(one is two for one, two in zip(state, returned, strict=True))
             if same and len(returned[0]) == batch_size and actor.state[0].device == self.value_net.weight.device:
                 return actor

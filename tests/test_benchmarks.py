@@ -91,7 +91,12 @@ def test_conditions(monkeypatch):
 @pytest.mark.parametrize("module", [scan, throughput, latency])
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--repeats", "2"], "--repeats must be at least 3, got 2"), (["--json", "no/folder/x.json"], "no/folder")],
+    [
+        (["--repeats", "2"], "--repeats must be at least 3, got 2"),
+        (["--json", "no/folder/x.json"], "no/folder"),
+        (["--json", "."], "a folder, expected a file"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+    ],
 )
 def test_options_that_cannot_be(module, arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -118,7 +123,10 @@ def test_scan_report(tmp_path, monkeypatch, capsys):
     assert written["summary"]["fast_over_plain"] == {
         "median": row["fast_over_plain"],
         "minimum": row["fast_over_plain"],
+        "maximum": row["fast_over_plain"],
     }
+    assert row["peak_memory_ratio"] == row["peak_bytes"]["fast"] / row["peak_bytes"]["plain"]
+    assert row["peak_bytes"]["passes_3"] > row["peak_bytes"]["passes_1"] > 0
 
 
 def test_scan_refuses_where_the_forms_differ(monkeypatch, tmp_path):
@@ -134,11 +142,10 @@ def test_scan_refuses_where_the_forms_differ(monkeypatch, tmp_path):
 
 
 def test_scan_summary():
-    rows = [{"fast_over_plain": ratio, "fast_over_lucidrains": None, "matmul_fraction": 0.5} for ratio in (3, 1, 7)]
-    assert scan.summarise(rows) == {
-        "fast_over_plain": {"median": 3, "minimum": 1},
-        "matmul_fraction": {"median": 0.5, "minimum": 0.5},
-    }
+    rows = [dict.fromkeys(scan.SUMMARISED, ratio) | {"fast_over_lucidrains": None} for ratio in (3, 1, 7)]
+    summary = scan.summarise(rows)
+    assert summary.keys() == set(scan.SUMMARISED) - {"fast_over_lucidrains"}
+    assert summary["fast_over_plain"] == {"median": 3, "minimum": 1, "maximum": 7}
 
 
 def test_multiply_adds():
@@ -212,8 +219,8 @@ def test_first_ratio(monkeypatch):
 
 @pytest.mark.parametrize("name", [OURS, RIVAL])
 def test_one_measurement(name, monkeypatch):
-    monkeypatch.setattr(throughput, "settings_of", lambda size, n_envs, batch_size: small_settings())
-    found = throughput.run(throughput.Job(name, 1, list(CORE_SIZE), 2, 8, rollouts=2))
+    monkeypatch.setattr(throughput, "settings_of", lambda *_: small_settings())
+    found = throughput.run(throughput.Job(name, 1, list(CORE_SIZE), 2, 8, "minigrid", rollouts=2))
     assert found["parameters"] == agents.parameters(agents.make_agent(name, small_settings()))
     assert found["steps_per_second"] > 0
     assert sum(found["shares"].values()) == pytest.approx(1)
@@ -256,7 +263,7 @@ def test_throughput_report(tmp_path, monkeypatch):
     assert rows.keys() == left.keys()
     ours = rows[OURS, 1, 2]
     assert {name: ours[name] for name in "DLHM"} == CORE_SIZE._asdict()
-    assert (ours["n_envs"], ours["batch_size"]) == (4, 64)
+    assert (ours["n_envs"], ours["batch_size"], ours["engine"]) == (4, 64, "minigrid")
     assert (ours["processes"], ours["parameters"], ours["shares"]["acting"]) == (1, 1000, 0.25)
     assert ours["over_recurrent_ppo"] == 6
     assert ours["over_recurrent_ppo_shared"] == 3
@@ -272,6 +279,20 @@ def test_a_measurement_that_fails(monkeypatch):
     monkeypatch.setattr(throughput.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(SystemExit, match=r"^fbrl.*: parity is red: really$"):
         throughput.measure(throughput.BASE, throughput.QUICK_SETUPS[0], 1)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason"),
+    [
+        ("", "failed"),
+        ("Killed\n", "Killed"),
+        ("Traceback\n  File x\nValueError: no\n", "ValueError: no"),
+        ("error: no\nE1123 failed (exitcode: 2)\n=====\nRoot Cause:\n  exitcode  : 2\n=====\n", "error: no"),
+    ],
+)
+def test_the_reason_of_a_failure(stderr, reason):
+    """``torchrun`` has the last word."""
+    assert throughput.reason(stderr) == reason
 
 
 def test_latency_report(tmp_path, monkeypatch):

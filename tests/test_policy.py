@@ -168,6 +168,43 @@ def test_a_state_is_gone_on_from_with_the_weights_of_now(core):
     assert not np.allclose(new, old, rtol=0, atol=1e-3)
 
 
+def test_weights_put_in_the_place_of_others(core):
+    """As Stable-Baselines3's own ``load_from_vector`` does."""
+    policy = make_policy(core)
+    obs = np.random.default_rng(0).uniform(-1, 1, (B, 3)).astype(np.float32)
+    _, state = policy.predict(obs)
+    copy = tuple(part.copy() for part in state)
+    policy.load_from_vector(policy.parameters_to_vector() + 0.1)
+    new, _ = policy.predict(obs, state, deterministic=True)
+    expected, _ = policy.predict(obs, copy, deterministic=True)
+    np.testing.assert_allclose(new, expected, rtol=0, atol=1e-5)
+
+
+def test_a_step_that_failed_is_no_step(core, monkeypatch):
+    policy = make_policy(core)
+    obs = np.random.default_rng(0).uniform(-1, 1, (B, 3)).astype(np.float32)
+    _, state = policy.predict(obs)
+    copy = tuple(part.copy() for part in state)
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "_get_action_dist_from_latent", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            policy.predict(2 * obs, state)
+    again, _ = policy.predict(obs, state, deterministic=True)
+    expected, _ = policy.predict(obs, copy, deterministic=True)
+    np.testing.assert_allclose(again, expected, rtol=0, atol=1e-5)
+
+
+def test_inference_mode_can_be_left_between_two_steps(core):
+    policy = make_policy(core)
+    observations = np.random.default_rng(0).uniform(-1, 1, (3, B, 3)).astype(np.float32)
+    expected = played(policy, observations, lambda state: state)[-1][0]
+    with torch.inference_mode():
+        _, state = policy.predict(observations[0])
+    _, state = policy.predict(observations[1], state)
+    actions, _ = policy.predict(observations[2], state, deterministic=True)
+    np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-5)
+
+
 def test_predict_takes_one_observation(core):
     policy = make_policy(core)
     obs = VECTOR.sample()

@@ -73,8 +73,10 @@ class FastFeedbackTransformer(FeedbackTransformer):
             weights += [ln_2.weight, ln_2.bias, w_1.weight, w_1.bias, w_2.weight, w_2.bias]
         return weights
 
-    def actor(self, state: State) -> FeedbackActor:
+    def actor(self, state: State) -> Actor:
         """What acts from ``state``, a ``Memory``, on: keys and values are kept from step to step."""
+        if type(self).forward is not FastFeedbackTransformer.forward:  # a subclass is to act as it learns
+            return super().actor(state)
         return FeedbackActor(self, state)
 
 
@@ -82,8 +84,8 @@ class FeedbackActor(Actor):
     """Acts with the window's keys and values kept: a step projects one memory vector and not M of them.
 
     Memory vectors are only ever appended, so that a state that was handed out stays as it was. Once the room for
-    them is full, the window moves to a new one. Where weights were changed in place, as an optimiser does, keys and
-    values are made anew.
+    them is full, the window moves to a new one. Where weights were changed, by an optimiser, by loading or by putting
+    others in their place, keys and values are made anew; what is written to a weight's ``data`` goes unnoticed.
     """
 
     core: FastFeedbackTransformer
@@ -94,12 +96,12 @@ class FeedbackActor(Actor):
         super().__init__(core, Memory(*state))
         self.room, self.t = 8, 0  # little at first, for those who take one step
         self.parameters = list(core.parameters())
-        slots = self.state.slots
-        length = torch.arange(core.window + 1, device=slots.device)
-        unreadable = length.flip(0) > length.unsqueeze(1)  # a slot that is farther away than the memory is long
-        self.masks = slots.new_zeros(unreadable.shape).masked_fill_(unreadable, -math.inf)  # by length
-        self.mask = slots.new_empty(len(slots), core.window + 1)
-        self.versions: list[int] | None = None
+        slots, window = self.state.slots, core.window
+        # by length: rows of one vector, each beginning one place further than the last
+        hidden = slots.new_full((window,), -math.inf)
+        self.masks = torch.cat([hidden, slots.new_zeros(window + 1)]).as_strided((window + 1, window + 1), (1, 1))
+        self.mask = slots.new_empty(len(slots), window + 1)
+        self.versions: list[tuple[int, int]] | None = None
 
     @torch.no_grad()
     def step(self, x: Tensor, episode_start: Tensor) -> tuple[Tensor, Memory]:
@@ -121,7 +123,7 @@ class FeedbackActor(Actor):
     def _make_room(self) -> None:
         """Sees to it that there is room for a step, and that keys and values are those of the weights."""
         core, slots = self.core, self.state.slots
-        versions = [parameter._version for parameter in self.parameters]
+        versions = [(parameter._version, parameter.data_ptr()) for parameter in self.parameters]
         if versions != self.versions:
             kv: Sequence[Tensor] = [by_head(half, core.n_heads) for half in core._project(slots)]
             self.versions = versions

@@ -106,12 +106,14 @@ class Watch(TorchDispatchMode):
 
 
 def watch_a_step(window: int, act) -> Watch:
+    """A step for which there is room: every ``max(M, 32)`` steps room for as many is made."""
     core, memory = make_core(window), make_memory(window)
-    x, starts = episode(steps=3)
+    x, starts = episode(steps=12)
     step = act(core, memory)
-    step(x[0], starts[0])  # makes the room
+    for t in range(10):
+        step(x[t], starts[t])
     with Watch() as watch:
-        step(x[1], starts[1])
+        step(x[10], starts[10])
     return watch
 
 
@@ -132,6 +134,20 @@ def test_the_watch_sees_what_grows():
 
     small, large = (watch_a_step(window, act) for window in (8, 64))
     assert large.made > 4 * small.made
+
+
+class Halved(FastFeedbackTransformer):
+    """Reads half of its input."""
+
+    def forward(self, x, state, episode_start):
+        return super().forward(x / 2, state, episode_start)
+
+
+def test_a_core_of_ones_own_acts_as_it_learns():
+    core = make_core(5, Halved)
+    memory, x, start = make_memory(5), torch.randn(B, D).double(), torch.zeros(B, dtype=torch.bool)
+    features, _ = core.actor(memory).step(x, start)
+    torch.testing.assert_close(features, scan(core, x, memory, start)[0], rtol=0, atol=1e-12)
 
 
 def test_gives_no_gradient():
