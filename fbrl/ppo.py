@@ -29,7 +29,8 @@ class MemoryPPO(PPO):
     """Proximal Policy Optimization with a policy that remembers.
 
     ``PPO.train()`` is used unchanged. The core is a Feedback Transformer; its sizes are set with
-    ``policy_kwargs=dict(core_kwargs=dict(d_model=128, n_layers=2, n_heads=4, window=64))``.
+    ``policy_kwargs=dict(core_kwargs=dict(d_model=128, n_layers=2, n_heads=4, window=64))``, and another core with
+    ``core_class`` beside them.
 
     Args:
         policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a ``MemoryPolicy``.

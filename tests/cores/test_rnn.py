@@ -103,7 +103,25 @@ def test_equals_calls_between_resets(core_class, which):
         torch.testing.assert_close(part, same, rtol=0, atol=1e-12)
     exact = gradients(core, x, *expected)
     for name, gradient in gradients(core, x, *found).items():
-        torch.testing.assert_close(gradient, exact[name], rtol=0, atol=1e-10, msg=lambda text, name=name: name + text)
+        torch.testing.assert_close(
+            gradient, exact[name], rtol=0, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@every_class
+@pytest.mark.parametrize("which", STARTS)
+def test_single_precision_follows_double(core_class, which):
+    """On a CPU torch has another LSTM for it."""
+    core, x, starts = make_core(core_class), make_input().requires_grad_(), make_starts(which)
+    state = make_state(core)
+    exact = gradients(core, x, *core(x, state, starts))
+    single, x_32 = make_core(core_class).float(), x.detach().float().requires_grad_()
+    features, after = single(x_32, tuple(part.float() for part in state), starts)
+    assert {part.dtype for part in (features, *after)} == {torch.float32}
+    for name, gradient in gradients(single, x_32, features.double(), [part.double() for part in after]).items():
+        torch.testing.assert_close(
+            gradient.double(), exact[name], rtol=0, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @every_class
