@@ -552,6 +552,14 @@ def test_a_run_and_its_control(torchrun, tmp_path):
     assert ours == theirs.replace(str(tmp_path / "one"), "runs")
 
 
+@pytest.mark.slow
+def test_help_is_printed_once(torchrun):
+    code, out, err = torchrun("--help")
+    assert code == 0, err
+    assert out.count("usage: train_agent.py") == 1
+    assert err == ""
+
+
 def test_a_process_that_is_killed_ends_the_run(torchrun, tmp_path):
     code, out, err = torchrun(*TINY, "--run.folder=runs", first=at(136, "os.kill(os.getpid(), signal.SIGKILL)"))
     assert code != 0
