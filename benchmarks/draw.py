@@ -71,7 +71,7 @@ def draw_throughput(rows: Rows) -> Figure:
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.tick_params(labelsize=7)
-        axes.set_title(f"{setup}; about {round(shown[0]['parameters'], -3):,} parameters each", fontsize=8)
+        axes.set_title(f"{setup}; {round(shown[0]['parameters'], -3):,} parameters", fontsize=8, loc="left")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=len(SHARES))
     panels[-1, 0].set_xlabel("seconds for 1,000 environment steps (processes x threads)")
     return figure
@@ -109,7 +109,8 @@ def draw_latency(rows: Rows) -> Figure:
 
 def setup_of(row: dict[str, Any]) -> str:
     """Under what contenders were compared, in words."""
-    return f"{core_size(row)}; {row['n_envs']} environments ({row['engine']}), minibatches of {row['batch_size']}"
+    engine = "" if row["engine"] == "minigrid" else f" of {row['engine']}"
+    return f"{core_size(row)}; {row['n_envs']} environments{engine}, minibatches of {row['batch_size']}"
 
 
 def core_size(row: dict[str, Any]) -> str:

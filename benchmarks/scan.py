@@ -11,7 +11,8 @@ are measured in one run and in turns. Of each size (D, L, H, M, T, B), with memo
 - ``fast_over_lstm_1``, ``fast_over_lstm_L``: over ``torch.nn.LSTM`` with one and with L layers (it has less to do:
   below 1 it is the faster);
 - ``fast_over_passes_p``: over p parallel passes in the place of the scan;
-- ``act_fast_over_plain``: plain over fast for one step (T = 1) forward without gradients, as while acting;
+- ``act_fast_over_plain``: plain over fast for steps one by one, as while acting: the plain form projects the whole
+  window in each, the fast form keeps its keys and values;
 - ``forward_share``, ``backward_share``: of the fast form's time; the laps hold every form's forward;
 - ``samples_per_second``: B T over the fast form's median time;
 - ``peak_memory_ratio``: the most bytes that tensors made in forward and backward hold at once, the fast form's over
@@ -37,7 +38,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.forms import RIVALS, Case, Form, Size, make_case, make_cores, make_forms
 from benchmarks.report import conditions, laps_in_turns, make_parser, medians, parse, print_row, ratio, write
-from fbrl.cores.feedback import FeedbackTransformer
+from fbrl.cores.core import Actor
 
 SIZES = [
     Size(128, 2, 4, 64, 32, 64),  # the one that is quoted
@@ -61,6 +62,7 @@ QUICK_SIZES = [Size(64, 2, 4, 32, 32, 32), Size(32, 1, 2, 16, 16, 16)]
 SUMMARISED = ["fast_over_plain", "fast_over_lucidrains", "fast_over_passes_2", "matmul_fraction", "peak_memory_ratio"]
 PARITY_SIZE = Size(15, 2, 3, 7, 11, 5)
 PRODUCTS = 100  # in one lap
+ACTS = 20  # steps in one lap
 COLUMNS = ["fast_over_plain", "cpu_fast_over_plain", *(f"fast_over_{name}" for name in RIVALS)]
 COLUMNS += ["act_fast_over_plain", "samples_per_second", "peak_memory_ratio", "matmul_fraction"]
 
@@ -70,10 +72,10 @@ def train(form: Form) -> None:
     torch.autograd.grad(form.forward().square().mean(), form.wanted, allow_unused=True)
 
 
-def act(core: FeedbackTransformer, case: Case) -> None:
-    """One step forward."""
-    with torch.no_grad():
-        core(case.x[:, :1], case.memory, case.episode_start[:, :1])
+def act(actor: Actor, case: Case) -> None:
+    """Some steps one by one, as in a rollout."""
+    for _ in range(ACTS):
+        actor.step(case.x[:, 0], case.episode_start[:, 0])
 
 
 def products(x: Tensor, w: Tensor) -> None:
@@ -143,7 +145,7 @@ def measure(size: Size, repeats: int) -> dict[str, Any]:
     laps = laps_in_turns(
         {name: partial(train, form) for name, form in forms.items()}
         | {f"{name}_forward": form.forward for name, form in forms.items()}
-        | {f"act_{name}": partial(act, core, case) for name, core in cores.items()}
+        | {f"act_{name}": partial(act, core.actor(case.memory), case) for name, core in cores.items()}
         | {"products": partial(products, *operands)},
         repeats,
     )

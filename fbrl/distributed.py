@@ -69,7 +69,10 @@ def process_group() -> Iterator[None]:
         yield
         return
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
+    except (dist.DistError, ValueError) as error:  # no such host, or not all that torchrun sets
+        raise ProcessLost(f"the processes of this run cannot reach each other: {error}") from error
     try:
         yield
     except Exception as error:
@@ -87,7 +90,8 @@ def _first_to_fail() -> bool:
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(host, port, is_master=False)  # type: ignore[attr-defined]
-        return bool(store.add("fbrl/failed", 1) == 1)
+        # torchrun may start all of them anew, with the same store
+        return bool(store.add(f"fbrl/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1)
     except dist.DistError:  # the process that held it has ended: nobody can tell, so that each says what it met
         return True
 
@@ -99,11 +103,21 @@ def is_lost(error: BaseException) -> bool:
 
 
 def of_first(make: Callable[[], T]) -> T:
-    """What ``make`` returns in the first process, in every process; the others wait and do not call it."""
+    """What ``make`` returns in the first process, in every process; the others wait and do not call it.
+
+    Where it ends the first, as ``--help`` does, it ends all.
+    """
     if size() == 1:
         return make()
-    made = [make() if rank() == 0 else None]
+    made: list[Any] = [None]
+    if rank() == 0:
+        try:
+            made = [make()]
+        except SystemExit as stop:
+            made = [stop]
     dist.broadcast_object_list(made, device=torch.device("cpu"))
+    if isinstance(made[0], SystemExit):
+        raise made[0]
     return cast(T, made[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -225,7 +226,7 @@ class MemoryPolicy(ActorCriticPolicy):
                 raise ValueError(f"episode_start must have one entry an observation, {batch_size}, got {starts.size}")
             starts_tensor = torch.as_tensor(starts, device=actor.state[0].device)
             actions = self._predict(obs, actor, starts_tensor, deterministic)
-        returned = tuple(tensor.cpu().numpy() for tensor in actor.state)
+        returned = tuple(tensor.numpy(force=True) for tensor in actor.state)
         for part in returned:
             part.flags.writeable = False
         self._last_predicted = (returned, actor)
@@ -237,7 +238,7 @@ class MemoryPolicy(ActorCriticPolicy):
         if self._last_predicted is not None and state is not None:
             returned, actor = self._last_predicted
             self._last_predicted = None  # should this step fail, ``returned`` is not what the actor goes on from
-            same = len(state) == len(returned) and all(one is two for one, two in zip(state, returned, strict=True))
+            same = state is returned or (len(state) == len(returned) and all(map(operator.is_, state, returned)))
             if same and len(returned[0]) == batch_size and actor.state[0].device == self.value_net.weight.device:
                 return actor
         return self.core.actor(self._state_tensors(state, batch_size))

@@ -192,6 +192,8 @@ def load_checkpoint(folder: Path, settings: Settings, env: VecEnv) -> PPO:
             setattr(model, name, state[name])
         if state["memory"] is not None:
             model._last_state = tuple(part.to(model.device) for part in state["memory"])  # type: ignore[attr-defined]
+    elif model.env is not None:
+        model.env.seed(mine.run.seed + model.num_timesteps)  # new episodes, and not those of the run's start again
     if as_before:
         random.setstate(state["random"])
         np.random.set_state(state["numpy"])

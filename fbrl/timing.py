@@ -14,8 +14,8 @@ class TimeShares(CallbackList):
     - ``time/steps_per_second``: environment steps by the clock;
     - ``time/environment``: the share, 0 to 1, of stepping the environments;
     - ``time/acting``: of the rest of the rollout: the policy's forward passes and keeping what they gave;
-    - ``time/update``: of learning from the rollout before;
-    - ``time/other``: of what the callbacks do between two updates, such as evaluations and checkpoints.
+    - ``time/update``: of learning from the rollout before, and of writing what is logged;
+    - ``time/other``: of what the callbacks do before and after rollouts, such as evaluations and checkpoints.
 
     Works with every on-policy algorithm of Stable-Baselines3 whose environments count the seconds of their steps in
     ``seconds_stepping``; otherwise acting and environment are one share, ``time/rollout``.
@@ -35,7 +35,8 @@ class TimeShares(CallbackList):
     def _lap(self, name: str) -> None:
         """Counts the time since the last lap as spent on ``name``."""
         now = time.perf_counter()
-        self._seconds[name], self._mark = now - self._mark, now
+        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._mark
+        self._mark = now
 
     def _on_rollout_start(self) -> None:
         self._lap("update")
@@ -49,7 +50,9 @@ class TimeShares(CallbackList):
         self._rollouts += 1
         if self._rollouts > 1:  # before the first there was no update
             self._record()
+        self._seconds.clear()
         super()._on_rollout_end()
+        self._lap("other")
 
     def _record(self) -> None:
         """Logs the shares."""

@@ -88,6 +88,14 @@ def test_conditions(monkeypatch):
     assert report.conditions(threads=1)["uncommitted_changes"] is True
 
 
+@pytest.mark.parametrize(("module", "name"), [(scan, "threads"), (latency, "threads"), (throughput, "rollouts")])
+def test_numbers_that_cannot_be(module, name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        module.main([f"--{name}", "0"])
+    assert stop.value.code == 2
+    assert f"--{name} must be at least 1, got 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("module", [scan, throughput, latency])
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -95,7 +103,6 @@ def test_conditions(monkeypatch):
         (["--repeats", "2"], "--repeats must be at least 3, got 2"),
         (["--json", "no/folder/x.json"], "no/folder"),
         (["--json", "."], "a folder, expected a file"),
-        (["--threads", "0"], "--threads must be at least 1, got 0"),
     ],
 )
 def test_options_that_cannot_be(module, arguments, message, capsys):

@@ -416,7 +416,7 @@ def test_another_number_of_processes_starts_new_episodes(together, tmp_path, cap
     checkpoint.save()
     one, other = together(taken_up, tmp_path)
     assert one[:3] == other[:3] == (320, None, 16)
-    assert (one[3], other[3]) == ([0, 1], [2, 3])
+    assert (one[3], other[3]) == ([320, 321], [322, 323]), "other levels than at the start"
     assert one[4] == other[4] == learned(model)
 
 
@@ -550,6 +550,14 @@ def test_a_run_and_its_control(torchrun, tmp_path):
     one = create_run(settings)
     ours, theirs = ((folder / "config.yaml").read_text() for folder in (tmp_path / "runs" / "tiny", one))
     assert ours == theirs.replace(str(tmp_path / "one"), "runs")
+
+
+@pytest.mark.slow
+def test_help_is_printed_once(torchrun):
+    code, out, err = torchrun("--help")
+    assert code == 0, err
+    assert out.count("usage: train_agent.py") == 1
+    assert err == ""
 
 
 def test_a_process_that_is_killed_ends_the_run(torchrun, tmp_path):

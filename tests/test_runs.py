@@ -163,6 +163,7 @@ def test_environments_that_cannot_be_pickled_start_new_episodes(tmp_path):
     assert resumed.env is env
     assert_equal(parameters(resumed), parameters(model))
     assert resumed._last_obs is None
+    assert env._seeds == [36, 37, 38], "other episodes than those of the run's start"
     resumed.learn(36, reset_num_timesteps=False)
     assert resumed.num_timesteps == 72
     assert resumed.rollout_buffer.episode_starts.reshape(3, 12)[:, 0].all()

@@ -12,6 +12,7 @@ from fbrl.vec_env import FiniteVecEnv
 from tests.tasks import ConstantTask, make_model
 
 N_STEPS, N_ENVS, SLEEP = 12, 2, 0.004  # seconds a step of one environment
+BETWEEN, UPDATE = 0.05, 0.3  # seconds
 
 
 class SlowTask(ConstantTask):
@@ -31,9 +32,10 @@ class SlowBetweenUpdates(BaseCallback):
         return True
 
     def _on_rollout_start(self):
-        time.sleep(0.05)
+        time.sleep(BETWEEN)
 
     def _on_rollout_end(self):
+        time.sleep(BETWEEN)
         self.logged.append(
             {name: value for name, value in self.logger.name_to_value.items() if name.startswith("time/")}
         )
@@ -43,6 +45,13 @@ def train(env):
     callback = SlowBetweenUpdates()
     model = make_model(env=env, n_steps=N_STEPS)
     model.set_logger(Logger(folder=None, output_formats=[]))
+    update = model.train
+
+    def slow_update():
+        time.sleep(UPDATE)
+        update()
+
+    model.train = slow_update
     model.learn(3 * N_STEPS * N_ENVS, TimeShares([callback]))
     return callback.logged
 
@@ -58,7 +67,9 @@ def test_shares_of_a_training(wrap):
         assert min(shares.values()) > 0
         seconds = N_STEPS * N_ENVS / logged["time/steps_per_second"]
         assert shares["environment"] * seconds >= N_STEPS * N_ENVS * SLEEP
-        assert shares["other"] * seconds >= 0.05
+        assert shares["other"] * seconds >= 2 * BETWEEN
+        assert shares["update"] * seconds >= UPDATE
+        assert shares["acting"] * seconds < UPDATE, "a few small steps"
 
 
 def test_environments_that_do_not_count():

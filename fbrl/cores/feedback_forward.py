@@ -120,50 +120,81 @@ class Forward:
     """
 
     def __init__(self, saves: bool, tape: Tape, shared: Shared, layers: Sequence[Layer]) -> None:
-        self.saves, self.tape, self.shared, self.layers = saves, tape, shared, layers
+        self.saves, self.tape, self.shared = saves, tape, shared
+        # in the loop over time a view costs as much as a small product: what can be made beforehand is
+        self.layers = [w._replace(w_q=w.w_q.t(), w_o=w.w_o.t(), w_1=w.w_1.t(), w_2=w.w_2.t()) for w in layers]
         window, self.d_head = shared.distance.shape
-        rows, batch = tape.kv.shape[1], tape.m.shape[1]
+        rows, (steps, batch, _) = tape.kv.shape[1], tape.m.shape
         self.scale = 1 / math.sqrt(self.d_head)
         self.x, self.h, self.u, self.o = grid(tape.x), grid(tape.h), grid(tape.u), grid(tape.o)
+        self.heads = grid(tape.o.view(*tape.o.shape[:2], rows, 1, self.d_head))
         if saves:
             self.q, self.attention = grid(tape.q.permute(1, 2, 0, 3)), grid(skew(tape.attention, window + 1))
-        self.keys, self.values = (half.unfold(1, window + 1, 1).unbind(1) for half in tape.kv)  # (B H, D/H, M + 1)
+        self.keys = tape.kv[0].unfold(1, window + 1, 1).unbind(1)  # (B H, D/H, M + 1)
+        self.values = tape.kv[1].unfold(1, window + 1, 1).transpose(2, 3).unbind(1)  # (B H, M + 1, D/H)
         self.written = tape.kv[:, :, window:].unflatten(1, (batch, -1)).unbind(3)  # (2, B, H, D/H)
         self.w_kv = torch.cat([shared.w_k, shared.w_v]).t()
-        self.mixed, self.m = tape.x.flatten(2).unbind(1), tape.m.unbind(0)
+        self.mix, self.mixed = shared.mix.unsqueeze(0), tape.x.flatten(2).unbind(1)
+        self.m, self.flat_m = tape.m.unbind(0), tape.m.view(steps, 1, -1).unbind(0)
         self.r = F.pad(shared.distance.flip(0), (0, 0, 0, 1)).t()  # (D/H, M + 1); 0 for the null slot
-        self.scores = tape.m.new_empty(batch, rows // batch, window + 1)
-        self.softmax = tape.m.new_empty(rows, 1, window + 1)
+        self.scores = tape.m.new_empty(rows, 1, window + 1)
+        self.scores_by_head = self.scores.view(batch, -1, window + 1)
+        self.softmax = torch.empty_like(self.scores)
 
     def run(self, x: Tensor, mask: Tensor) -> Tensor:
         """All steps: x^0 (T, B, D), mask (T, B, M + 1) as ``readable_mask`` gives it -> x^L (T, B, D)."""
-        first, outputs = self.layers[0], torch.empty_like(self.tape.m)
-        queries = F.linear(norm(x, first.gain_1, first.bias_1)[0], first.w_q)  # the first layer's wait for no step
-        for t, step in enumerate(zip(x.unbind(0), mask.unbind(0), queries.unbind(0), strict=True)):
+        outputs = torch.empty_like(self.tape.m)
+        # the first layer's queries, and what distances make of them, wait for no step
+        queries = self.first_queries(x)
+        q = queries.view(len(x), -1, self.d_head)  # (T, B H, D/H)
+        scores = mask.repeat_interleave(q.shape[1] // mask.shape[1], dim=1)
+        scores.baddbmm_(q, self.r.expand(len(x), -1, -1), alpha=self.scale)
+        for t, step in enumerate(zip(x, mask, q, scores.unsqueeze(2), strict=True)):
             outputs[t].copy_(self.step(t, *step))
             if t + 1 < len(outputs):  # otherwise no step is left to read them
                 self.project(t)
         return outputs
 
-    def step(self, t: int, x: Tensor, mask: Tensor, q: Tensor) -> Tensor:
-        """x_t^0 (B, D), the step's mask (B, M + 1) and first queries (B, D) -> x_t^L (B, D); makes m_t."""
+    def first_queries(self, x: Tensor) -> Tensor:
+        """x^0 (..., B, D) -> the first layer's queries (..., B, D)."""
+        w = self.layers[0]
+        return torch.matmul(norm(x, w.gain_1, w.bias_1)[0], w.w_q)
+
+    def by_distance(self, q: Tensor, mask: Tensor) -> Tensor:
+        """Scores (B H, 1, M + 1) as far as they depend on distances alone: queries (B H, D/H), mask (B, M + 1)."""
+        self.scores_by_head.copy_(mask.unsqueeze(1))
+        self.scores.squeeze(1).addmm_(q, self.r, alpha=self.scale)
+        return self.scores
+
+    def step(self, t: int, x: Tensor, mask: Tensor, q: Tensor, scores: Tensor) -> Tensor:
+        """One step.
+
+        Args:
+            t: its number.
+            x: x_t^0 (B, D).
+            mask: (B, M + 1).
+            q: the first layer's queries, (B H, D/H).
+            scores: of them ``by_distance``.
+
+        Returns:
+            x_t^L (B, D); m_t is made too.
+        """
         room = t if self.saves else 0
-        h, mask = self.x[0][room].copy_(x), mask.unsqueeze(1)
+        h = self.x[0][room].copy_(x)
         for i, w in enumerate(self.layers):
             if i:
-                q = torch.mm(norm(h, w.gain_1, w.bias_1)[0], w.w_q.t())
-            self.attend(t, i, q.view(-1, self.d_head), mask)
+                q = torch.mm(norm(h, w.gain_1, w.bias_1)[0], w.w_q).view(-1, self.d_head)
+                scores = self.by_distance(q, mask)
+            self.attend(t, i, q, scores)
             h = self.feed_forward(room, i, h)
-        torch.mm(self.shared.mix.unsqueeze(0), self.mixed[room], out=self.m[t].view(1, -1))
+        torch.mm(self.mix, self.mixed[room], out=self.flat_m[t])
         return h
 
-    def attend(self, t: int, i: int, q: Tensor, mask: Tensor) -> None:
-        """Fills in what layer i's heads read at step t with the queries (B H, D/H)."""
-        scores = self.scores.copy_(mask).view(len(q), -1).addmm_(q, self.r, alpha=self.scale).unsqueeze(1)
+    def attend(self, t: int, i: int, q: Tensor, scores: Tensor) -> None:
+        """Fills in what layer i's heads read at step t with the queries (B H, D/H); completes the scores."""
         scores.baddbmm_(q.unsqueeze(1), self.keys[t], alpha=self.scale)
         attention = torch.softmax(scores, dim=-1, out=self.softmax)
-        room = t if self.saves else 0
-        torch.bmm(attention, self.values[t].transpose(1, 2), out=self.o[i][room].view(len(q), 1, -1))
+        torch.bmm(attention, self.values[t], out=self.heads[i][t if self.saves else 0])
         if self.saves:
             self.q[t][i].copy_(q)
             self.attention[t][i].copy_(attention.squeeze(1))
@@ -171,9 +202,9 @@ class Forward:
     def feed_forward(self, t: int, i: int, h: Tensor) -> Tensor:
         """From what layer i got and what its heads read to x_t^(i + 1), (B, D)."""
         w = self.layers[i]
-        h = torch.addmm(h, self.o[i][t], w.w_o.t(), out=self.h[i][t])
-        u = torch.addmm(w.b_1, norm(h, w.gain_2, w.bias_2)[0], w.w_1.t(), out=self.u[i][t]).relu_()
-        return torch.addmm(w.b_2, u, w.w_2.t(), out=self.x[i + 1][t]).add_(h)
+        h = torch.addmm(h, self.o[i][t], w.w_o, out=self.h[i][t])
+        u = torch.addmm(w.b_1, norm(h, w.gain_2, w.bias_2)[0], w.w_1, out=self.u[i][t]).relu_()
+        return torch.addmm(w.b_2, u, w.w_2, out=self.x[i + 1][t]).add_(h)
 
     def project(self, t: int) -> None:
         """Makes the key and the value of m_t, for the steps after t."""

@@ -84,8 +84,8 @@ class FeedbackActor(Actor):
     """Acts with the window's keys and values kept: a step projects one memory vector and not M of them.
 
     Memory vectors are only ever appended, so that a state that was handed out stays as it was. Once the room for
-    them is full, the window moves to a new one. Where weights were changed, by an optimiser, by loading or by putting
-    others in their place, keys and values are made anew; what is written to a weight's ``data`` goes unnoticed.
+    them is full, the window moves to a new one. Where the weights were changed, by an optimiser, by loading or by
+    putting others in their place, keys and values are made anew; what is written to a weight's ``data`` goes unnoticed.
     """
 
     core: FastFeedbackTransformer
@@ -95,7 +95,8 @@ class FeedbackActor(Actor):
     def __init__(self, core: FastFeedbackTransformer, state: State) -> None:
         super().__init__(core, Memory(*state))
         self.room, self.t = 8, 0  # little at first, for those who take one step
-        self.parameters = list(core.parameters())
+        # what keys, values and other copies are made of; an optimiser, loading and the like change these with the rest
+        self.sources = [core.w_k.weight, core.w_v.weight, *core.ln_m.parameters(), core.distance, core.mix]
         slots, window = self.state.slots, core.window
         # by length: rows of one vector, each beginning one place further than the last
         hidden = slots.new_full((window,), -math.inf)
@@ -110,11 +111,11 @@ class FeedbackActor(Actor):
             self._make_room()
             length = self.state.length.masked_fill(episode_start, 0)
             torch.index_select(self.masks, 0, length, out=self.mask)
-            x, first = x.to(self.mask.dtype), self.forward.layers[0]
-            q = torch.mm(norm(x, first.gain_1, first.bias_1)[0], first.w_q.t())
-            ln_out = self.core.ln_out
-            features = norm(self.forward.step(self.t, x, self.mask, q), ln_out.weight, ln_out.bias)[0]
-            self.forward.project(self.t)
+            forward, x, ln_out = self.forward, x.to(self.mask.dtype), self.core.ln_out
+            q = forward.first_queries(x).view(-1, forward.d_head)
+            h = forward.step(self.t, x, self.mask, q, forward.by_distance(q, self.mask))
+            features = norm(h, ln_out.weight, ln_out.bias)[0]
+            forward.project(self.t)
             self.t += 1
             window = self.slots[self.t : self.t + self.core.window].transpose(0, 1)
             self.state = Memory(window, (length + 1).clamp_(max=self.core.window))
@@ -123,7 +124,7 @@ class FeedbackActor(Actor):
     def _make_room(self) -> None:
         """Sees to it that there is room for a step, and that keys and values are those of the weights."""
         core, slots = self.core, self.state.slots
-        versions = [(parameter._version, parameter.data_ptr()) for parameter in self.parameters]
+        versions = [(source._version, source.data_ptr()) for source in self.sources]
         if versions != self.versions:
             kv: Sequence[Tensor] = [by_head(half, core.n_heads) for half in core._project(slots)]
             self.versions = versions
