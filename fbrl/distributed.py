@@ -81,8 +81,14 @@ def process_group() -> Iterator[None]:
         if is_lost(error):
             raise ProcessLost("another process of this run has ended, or cannot be reached") from error
         raise
-    # DistributedDataParallel holds the group, in reference cycles; left to the interpreter, their end sometimes aborts
-    gc.collect()
+    except SystemExit:  # which all of them agreed on
+        _end_group()
+        raise
+    _end_group()
+
+
+def _end_group() -> None:
+    gc.collect()  # DistributedDataParallel holds the group in cycles, whose end at the exit of Python sometimes aborts
     dist.destroy_process_group()
 
 
