@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import agents, draw, forms, latency, report, scan, throughput
+from benchmarks import agents, draw, forms, latency, operations, report, scan, throughput
 from benchmarks.agents import OURS, RIVAL, SHARED
 from fbrl import MemoryPPO
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
@@ -377,3 +377,23 @@ def test_draw_refuses_other_files(content, tmp_path):
     with pytest.raises(SettingsError, match="no report of a speed benchmark"):
         draw.draw(file)
     assert not file.with_suffix(".png").exists()
+
+
+def test_operations_that_are_not_views():
+    count = operations.Count()
+    with count:
+        torch.ones(2, 3).t().add_(1)  # not t
+    assert count.operations == 2
+
+
+def test_operations_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(operations, "BATCHES", (1, 2))
+    file = tmp_path / "operations.json"
+    operations.main(["--repeats", "3", "--json", str(file)])
+    written = json.loads(file.read_text())
+    assert written.keys() > CONDITIONS
+    one, two = written["rows"]
+    assert (one["B"], two["B"]) == (1, 2)
+    assert one["operations_a_step"] == pytest.approx(two["operations_a_step"], abs=1)
+    assert one["operations_a_step"] > 10
+    assert one["milliseconds"] == pytest.approx(one["microseconds_a_sample"] * one["T"] * one["B"] / 1e3)
