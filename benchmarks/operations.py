@@ -1,6 +1,6 @@
 """Why few sequences train no faster: the fast scan's time and its number of operations against B.
 
-    python -m benchmarks.operations [--threads 1] [--repeats 9] [--json benchmarks/results/operations.json]
+    python -m benchmarks.operations [--quick] [--threads 1] [--repeats 9] [--json benchmarks/results/operations.json]
 
 Of the size of configs/memory_s7_view3.yaml with 8 to 64 sequences, forward and backward: ``milliseconds`` (median),
 ``microseconds_a_sample`` (of B T samples), and ``operations_a_step``, the tensor operations that are not views, by T.
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="that torch uses (default: 1)")
     options = parse(parser, arguments)
     torch.set_num_threads(options.threads)
-    sizes = {str(batch): Size(64, 2, 4, 32, 32, batch) for batch in BATCHES}
+    batches = BATCHES[:2] if options.quick else BATCHES
+    sizes = {str(batch): Size(64, 2, 4, 32, 32, batch) for batch in batches}
     forms = {name: make_forms(size)["fast"] for name, size in sizes.items()}
     laps = laps_in_turns({name: partial(train, form) for name, form in forms.items()}, options.repeats)
     rows = []

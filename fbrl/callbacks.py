@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ class BetweenUpdates(BaseCallback):
     def _on_rollout_start(self) -> None:
         self.between_updates()
 
+    @abstractmethod
     def between_updates(self) -> None:
         """Called before the first step of every rollout."""
-        raise NotImplementedError
 
 
 class Evaluate(BetweenUpdates):

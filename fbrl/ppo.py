@@ -105,10 +105,10 @@ class MemoryPPO(PPO):
     ) -> bool:
         """Fills the buffer with ``n_rollout_steps`` steps of every environment; false where a callback stopped it.
 
-        Follows ``OnPolicyAlgorithm.collect_rollouts`` of Stable-Baselines3 2.9.2. What differs: the policy is
-        given the core's state and the episode starts, the state before each step goes to the buffer, and the
-        value that bootstraps a truncated episode is that of its last observation with the memory after its
-        last step.
+        Follows ``OnPolicyAlgorithm.collect_rollouts`` of Stable-Baselines3 2.9.2. What differs: the policy is given
+        the episode starts and acts by the core's actor, which carries the state; the states before and after each
+        step go to the buffer; and the value that bootstraps a truncated episode is that of its last observation
+        with the memory after its last step.
 
         Raises:
             ValueError: where an observation or a reward is not finite.

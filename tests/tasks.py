@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -16,6 +17,7 @@ from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.cores.memoryless import Memoryless
 from fbrl.cores.rnn import GRU, LSTM
 from fbrl.cores.transformer_xl import TransformerXL
+from fbrl.distributed import rank
 
 SIZES = {"d_model": 8, "n_layers": 2, "n_heads": 2, "window": 5}
 RNN_SIZES = {"d_model": 8, "n_layers": 2}
@@ -103,6 +105,20 @@ class ConstantTask(gym.Env):
 
     def _observation(self):
         return self.np_random.uniform(-1, 1, 3).astype(np.float32)
+
+
+class StopAt(BaseCallback):
+    """Asks a checkpoint to stop, in the process ``by``, while the rollout that ends with ``step`` is collected."""
+
+    def __init__(self, checkpoint, step, by=0):
+        super().__init__()
+        self.checkpoint, self.step, self.by = checkpoint, step, by
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        self.checkpoint.stop_asked = rank() == self.by and self.model.num_timesteps == self.step
 
 
 def vec(n_envs=3, task=RandomTask, **kwargs):

@@ -26,7 +26,7 @@ from fbrl.callbacks import Checkpoint, EntropySchedule
 from fbrl.distributed import Together, gather, in_any, in_parallel, of_first, rank, share
 from fbrl.runs import create_run, load_checkpoint
 from fbrl.settings import CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings, SettingsError, load_settings
-from tests.tasks import collect, make_model, parameters, vec
+from tests.tasks import StopAt, collect, make_model, parameters, vec
 from train_agent import make_envs
 from train_agent import make_model as model_of
 
@@ -349,25 +349,11 @@ def train(model, settings, *callbacks):
     return model
 
 
-class AskAt(BaseCallback):
-    """Asks a checkpoint to stop, in the second process, while the rollout that ends with ``step`` is collected."""
-
-    def __init__(self, checkpoint, step):
-        super().__init__()
-        self.checkpoint, self.step = checkpoint, step
-
-    def _on_step(self):
-        return True
-
-    def _on_rollout_end(self):
-        self.checkpoint.stop_asked = rank() == 1 and self.model.num_timesteps == self.step
-
-
 def resumed(core, folder):
     settings = tiny(core, seed=3)
     whole = train(start(settings), settings)
     checkpoint = Checkpoint(folder, settings)
-    train(start(settings), settings, checkpoint, AskAt(checkpoint, 128))
+    train(start(settings), settings, checkpoint, StopAt(checkpoint, 128, by=1))
     assert (checkpoint.stopped, checkpoint.saved_at) == (True, 128)
     np.random.seed(77)  # another process has other random states
     torch.manual_seed(77)
@@ -388,7 +374,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(together, core, tmp_
 def saved(folder):
     settings = tiny()
     checkpoint = Checkpoint(folder, settings)
-    train(start(settings), settings, checkpoint, AskAt(checkpoint, 128))
+    train(start(settings), settings, checkpoint, StopAt(checkpoint, 128, by=1))
     return checkpoint.saved_at
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -45,7 +46,7 @@ class Task(gym.Env):
 class Declares(Task):
     """Says that it draws, and does not know the keyword."""
 
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    metadata: ClassVar = {"render_modes": ["rgb_array"]}
 
 
 class Forgets(Declares):

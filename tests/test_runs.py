@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 
 from fbrl import MemoryPPO
 from fbrl.callbacks import Checkpoint, EntropySchedule
 from fbrl.runs import create_run, load_checkpoint, run_folder, save_checkpoint
 from fbrl.settings import CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings, SettingsError, load_settings
-from tests.tasks import RandomTask, make_model, parameters, vec
+from tests.tasks import RandomTask, StopAt, make_model, parameters, vec
 from train_agent import make_envs
 from train_agent import make_model as model_of
 
@@ -41,20 +40,6 @@ def learn(model, settings, *callbacks):
     """To the end of the run, as the script does."""
     callbacks = [EntropySchedule(settings.ppo.ent_coef, settings.ppo.ent_coef_end), *callbacks]
     return model.learn(settings.ppo.timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)
-
-
-class StopAt(BaseCallback):
-    """Asks a checkpoint to stop while the rollout that ends with ``step`` is collected."""
-
-    def __init__(self, checkpoint, step):
-        super().__init__()
-        self.checkpoint, self.step = checkpoint, step
-
-    def _on_step(self):
-        return True
-
-    def _on_rollout_end(self):
-        self.checkpoint.stop_asked = self.model.num_timesteps == self.step
 
 
 def contents(folder):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fbrl.cores.feedback_forward import Layer, Shared, Tape, grid, norm, skew
+from fbrl.cores.feedback_forward import Layer, Shared, Tape, grid, norm, windows
 
 
 def _norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gain: Tensor) -> Tensor:
@@ -108,13 +108,13 @@ class Backward:
             [norm.steps() for norm in self.norm_2],
         )
         self.u, self.o = grid(tape.u), grid(tape.o.view(n_layers, steps, self.rows, d_head))
-        self.attention = grid(skew(tape.attention, window))
+        self.attention = grid(windows(tape.attention, window))
         self.keys, self.values = (half.unfold(1, window, 1).unbind(1) for half in tape.kv)  # (B H, D/H, M)
         self.r, self.mix = shared.distance.flip(0), shared.mix.unsqueeze(1)
         self.slope = slope = new_slope(tape, written)
         self.d_x, self.d_h, self.d_u, self.d_q = (grid(part) for part in (slope.x, slope.h, slope.u, slope.q))
         self.d_n_1, self.d_n_2, self.d_n_m = grid(slope.n_1), grid(slope.n_2), slope.n_m.unbind(0)
-        self.d_o, self.d_products = grid(slope.o.permute(1, 2, 0, 3)), grid(skew(slope.products, window))
+        self.d_o, self.d_products = grid(slope.o.permute(1, 2, 0, 3)), grid(windows(slope.products, window))
         self.d_mixed, self.d_m = slope.x.flatten(2).unbind(1), slope.m.unbind(0)
 
     def run(self) -> None:
@@ -186,7 +186,7 @@ class Backward:
         tape, slope, norm_m = self.tape, self.slope, self.norm_m
         mix = torch.stack([torch.dot(x.flatten(), slope.m.flatten()) for x in tape.x])
         r = torch.zeros_like(self.r)
-        for d_products, q in zip(skew(slope.products, len(r)), tape.q.permute(1, 2, 0, 3), strict=True):
+        for d_products, q in zip(windows(slope.products, len(r)), tape.q.permute(1, 2, 0, 3), strict=True):
             r.addmm_(d_products.flatten(0, 1).t(), q.flatten(0, 1))
         gradients = [mix, r.flip(0), *_norm_gradients(slope.n_m, *norm_m[1:])]
         gradients += [_linear_gradient(half, norm_m.y) for half in slope.kv]

@@ -21,7 +21,7 @@ def grid(tensor: Tensor) -> list[tuple[Tensor, ...]]:
     return [row.unbind(0) for row in tensor.unbind(0)]
 
 
-def skew(tensor: Tensor, width: int) -> Tensor:
+def windows(tensor: Tensor, width: int) -> Tensor:
     """(B H, T, L, slots) -> (T, L, B H, width), where row t begins at the slot t."""
     rows, steps, n_layers, _ = tensor.shape
     by_row, by_step, by_layer, _ = tensor.stride()
@@ -129,7 +129,7 @@ class Forward:
         self.x, self.h, self.u, self.o = grid(tape.x), grid(tape.h), grid(tape.u), grid(tape.o)
         self.heads = grid(tape.o.view(*tape.o.shape[:2], rows, 1, self.d_head))
         if saves:
-            self.q, self.attention = grid(tape.q.permute(1, 2, 0, 3)), grid(skew(tape.attention, window + 1))
+            self.q, self.attention = grid(tape.q.permute(1, 2, 0, 3)), grid(windows(tape.attention, window + 1))
         self.keys = tape.kv[0].unfold(1, window + 1, 1).unbind(1)  # (B H, D/H, M + 1)
         self.values = tape.kv[1].unfold(1, window + 1, 1).transpose(2, 3).unbind(1)  # (B H, M + 1, D/H)
         self.written = tape.kv[:, :, window:].unflatten(1, (batch, -1)).unbind(3)  # (2, B, H, D/H)
