@@ -234,6 +234,17 @@ def load_settings(path: str | Path) -> Settings:
         raise SettingsError(f"{path}: {error}") from None
 
 
+def settings_from(groups: dict[str, Any]) -> Settings:
+    """The settings that a mapping of groups says, as a YAML file would.
+
+    Raises:
+        SettingsError: where it holds something that is not a setting.
+    """
+    parser = OneLineParser(exit_on_error=True)
+    add_settings(parser)
+    return to_settings(parser.parse_object(groups))
+
+
 RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "at least 1",
