@@ -36,22 +36,15 @@ from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.report import ROOT
-from benchmarks.suite import Run, Suite, load_suite
+from benchmarks.suite import RESULTS, RUNS, Run, Suite, identity, load_suite
 from evaluate_agent import exhaustive
 from fbrl.evaluation import Summary, load_agent, play, summarise
 from fbrl.settings import Settings, SettingsError, fail, load_settings
 from train_agent import evaluation_envs
 
-RESULTS = ROOT / "benchmarks" / "results" / "compare"
-RUNS = Path("runs") / "compare"
 EPISODES = 500  # of the final evaluation, where a task's start states cannot be listed
 EVALUATION_SEED = 3_000_000  # apart from the levels of training and of its evaluations
 TARGET = 0.95
-
-
-def result_file(run: Run) -> Path:
-    """Where its result goes."""
-    return RESULTS / run.suite / f"{run.name}.json"
 
 
 def read_result(run: Run) -> dict[str, Any] | None:
@@ -60,12 +53,13 @@ def read_result(run: Run) -> dict[str, Any] | None:
     Raises:
         SettingsError: where it was made with other settings than the suite's.
     """
-    file = result_file(run)
-    if not file.is_file():
+    if not run.result_file.is_file():
         return None
-    result: dict[str, Any] = json.loads(file.read_text())
-    if differs := _differences(result["settings"], run.identity()):
-        raise SettingsError(f"{file}: made with other settings than {run.suite} says ({differs}); move it away")
+    result: dict[str, Any] = json.loads(run.result_file.read_text())
+    if differs := _differences(result["settings"], identity(run.settings)):
+        raise SettingsError(
+            f"{run.result_file}: made with other settings than {run.suite} says ({differs}); move it away"
+        )
     return result
 
 
@@ -114,7 +108,7 @@ def make_result(run: Run, folder: Path) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in agent.policy.parameters()),
         "steps_per_second": float(np.median(speeds)) if speeds else None,
         "evaluations": {key: [line[key] for line in lines] for key in ("timesteps", "success", "return", "length")},
-        "settings": run.identity(),
+        "settings": identity(run.settings),
         "versions": json.loads((folder / "versions.json").read_text()),
     }
 
@@ -134,7 +128,7 @@ def steps_per_second(folder: Path) -> list[float]:
 
 def write_result(run: Run, result: dict[str, Any]) -> None:
     """Keeps a result; one that is half written is never taken for one."""
-    file = result_file(run)
+    file = run.result_file
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".tmp")
     unfinished.write_text(json.dumps(result, indent=1) + "\n")
@@ -155,7 +149,7 @@ class Trainer:
         Raises:
             RuntimeError: where the training fails; the message names its log.
         """
-        folder = Path(run.settings.run.folder) / str(run.settings.run.name)
+        folder = run.folder
         if not (folder / "finished").exists():
             log = folder.with_name(f"{folder.name}.log")
             with self._lock:
@@ -214,8 +208,7 @@ def run_local(runs: Sequence[Run], workers: int) -> None:
             print(f"error: {error}", file=sys.stderr, flush=True)
             return str(error)
         if result is not None:
-            write_result(run, result)
-            print(as_line(result), flush=True)
+            _keep(run, result)
         return None
 
     def stop(number: int, frame: object) -> None:
@@ -256,9 +249,7 @@ def run_ray(runs: Sequence[Run], address: str) -> None:
         while waiting:
             (done, *_), _ = ray.wait(list(waiting))
             run = waiting.pop(done)
-            result = ray.get(done)
-            write_result(run, result)
-            print(as_line(result), flush=True)
+            _keep(run, ray.get(done))
     finally:
         ray.shutdown()
 
@@ -286,17 +277,19 @@ def record(suite: Suite, folders: Sequence[Path]) -> None:
     """
     for folder in folders:
         settings = load_settings(folder / "config.yaml")
-        twins = [run for run in suite.runs if not _differences(Run("", "", "", 0, settings).identity(), run.identity())]
+        twins = [run for run in suite.runs if not _differences(identity(settings), identity(run.settings))]
         if not twins:
             raise SettingsError(f"{folder}: no run of {suite.name} has its settings")
-        write_result(twins[0], make_result(twins[0], folder))
-        print(as_line(make_result(twins[0], folder)))
+        _keep(twins[0], make_result(twins[0], folder))
     for run in [] if folders else suite.runs:
-        folder = Path(run.settings.run.folder) / run.name
         old = read_result(run)
-        if (old is None or not old["finished"]) and (folder / "best.zip").is_file():
-            write_result(run, make_result(run, folder))
-            print(as_line(make_result(run, folder)))
+        if (old is None or not old["finished"]) and (run.folder / "best.zip").is_file():
+            _keep(run, make_result(run, run.folder))
+
+
+def _keep(run: Run, result: dict[str, Any]) -> None:
+    write_result(run, result)
+    print(as_line(result), flush=True)
 
 
 def list_runs(suite: Suite) -> None:
@@ -317,11 +310,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="*", help="record: run folders to take over")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time (default: processors)")
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="train on a Ray cluster")
+    parser.add_argument("--folder", type=Path, default=RUNS, help=f"where runs go (default: {RUNS})")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where results go")
     parser.add_argument("--only", default="", help="of the runs, those whose name (TASK_CORE_SEED) holds this")
     options = parser.parse_args(arguments)
     if options.workers < 1:
         raise SettingsError(f"--workers must be at least 1, got {options.workers}")
-    suite = load_suite(options.suite, RUNS)
+    suite = load_suite(options.suite, options.folder, options.results)
     suite.check_parameters()
     if options.command == "list":
         list_runs(suite)

@@ -16,6 +16,7 @@ lifts that, for suites that vary one core.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -29,12 +30,14 @@ from fbrl.settings import GROUPS, Settings, SettingsError, one_line, settings_fr
 from train_agent import evaluation_envs, make_model
 
 SUITES = ROOT / "benchmarks" / "suites"
+RESULTS = ROOT / "benchmarks" / "results" / "compare"
+RUNS = Path("runs") / "compare"
 KEYS = {"about", "tasks", "cores", "seeds", "parameters"}
 NAME = r"[A-Za-z0-9_.-]+"
 TOLERANCE = 0.10  # of the number of parameters, between the cores of a task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One training: a task, a core, a seed, and all settings that follow."""
 
@@ -43,18 +46,17 @@ class Run:
     core: str
     seed: int
     settings: Settings
+    result_file: Path
 
     @property
     def name(self) -> str:
         """What its folder and its result are called."""
         return f"{self.task}_{self.core}_{self.seed}"
 
-    def identity(self) -> dict[str, Any]:
-        """The settings that decide its result: all but those of the folder, the device and what is saved or shown."""
-        settings = asdict(self.settings)
-        kept = ("seed", "eval_every", "eval_episodes", "stop_at_success")
-        settings["run"] = {key: settings["run"][key] for key in kept}
-        return settings
+    @property
+    def folder(self) -> Path:
+        """Where it trains."""
+        return Path(self.settings.run.folder) / self.name
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,14 @@ class Suite:
                     )
 
 
+def identity(settings: Settings) -> dict[str, Any]:
+    """The settings that decide a result: all but those of the folder, the device and what is saved or shown."""
+    groups = asdict(settings)
+    kept = ("seed", "eval_every", "eval_episodes", "stop_at_success")
+    groups["run"] = {key: groups["run"][key] for key in kept}
+    return groups
+
+
 def count_parameters(settings: Settings) -> int:
     """The trained parameters of the agent that these settings make."""
     env = evaluation_envs(settings.env, seed=0, n_envs=1)
@@ -97,8 +107,8 @@ def count_parameters(settings: Settings) -> int:
     return sum(parameter.numel() for parameter in model.policy.parameters())
 
 
-def load_suite(path: Path, runs_folder: Path) -> Suite:
-    """The suite in a file, whose runs go into ``runs_folder``.
+def load_suite(path: Path, runs: Path = RUNS, results: Path = RESULTS) -> Suite:
+    """The suite in a file, whose runs and results go into these folders.
 
     Raises:
         SettingsError: where the file is missing or holds something else; the message names the file and the key.
@@ -111,20 +121,12 @@ def load_suite(path: Path, runs_folder: Path) -> Suite:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not a YAML file: {one_line(error)}") from None
     _check_keys(path, said)
-    runs = [
-        Run(path.stem, task, core, seed, _settings(path, said, task, core, seed, runs_folder))
-        for seed in said["seeds"]
-        for task in said["tasks"]
-        for core in said["cores"]
-    ]
-    return Suite(
-        path.stem,
-        said["about"],
-        tuple(said["tasks"]),
-        tuple(said["cores"]),
-        tuple(runs),
-        said.get("parameters", "equal") == "equal",
-    )
+    name, tasks, cores = path.stem, tuple(said["tasks"]), tuple(said["cores"])
+    all_runs = []
+    for seed, task, core in itertools.product(said["seeds"], tasks, cores):
+        settings = _settings(path, said, task, core, seed, runs)
+        all_runs.append(Run(name, task, core, seed, settings, results / name / f"{settings.run.name}.json"))
+    return Suite(name, said["about"], tasks, cores, tuple(all_runs), said.get("parameters", "equal") == "equal")
 
 
 def _check_keys(path: Path, said: Any) -> None:
@@ -147,7 +149,7 @@ def _check_keys(path: Path, said: Any) -> None:
         raise SettingsError(f"{path}: parameters must be equal or free, got {said['parameters']}")
 
 
-def _settings(path: Path, said: dict[str, Any], task: str, core: str, seed: int, runs_folder: Path) -> Settings:
+def _settings(path: Path, said: dict[str, Any], task: str, core: str, seed: int, runs: Path) -> Settings:
     on_task, with_core = said["tasks"][task], said["cores"][core]
     merged: dict[str, Any] = {group: {} for group in GROUPS}
     config = ROOT / on_task.get("config", "")
@@ -158,7 +160,7 @@ def _settings(path: Path, said: dict[str, Any], task: str, core: str, seed: int,
     _merge(merged, {key: group for key, group in on_task.items() if key != "config"})
     _merge(merged, {"core": {"name": core}} if "name" not in with_core.get("core", {}) else {})
     _merge(merged, with_core)
-    run = {"seed": seed, "name": f"{task}_{core}_{seed}", "folder": str(runs_folder / path.stem)}
+    run = {"seed": seed, "name": f"{task}_{core}_{seed}", "folder": str(runs / path.stem)}
     _merge(merged, {"run": run | {"threads": 1, "device": "cpu", "progress_bar": False}})
     try:
         return settings_from(merged)

@@ -1,0 +1,177 @@
+"""What the runs of ``benchmarks.compare`` say: one CSV row a run, tables with intervals, learning curves.
+
+    python -m benchmarks.compare_report
+
+Reads ``benchmarks/results/compare/``; writes ``benchmarks/results/compare.csv``, a picture for each suite beside its
+results, and the tables between the marks in RESULTS.md. A figure in a table is of the seeds that have finished; how
+many of how many those are is told beside it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from benchmarks.compare import TARGET
+from benchmarks.intervals import interquartile_mean, mean, probability_of_improvement
+from benchmarks.report import ROOT
+from benchmarks.suite import RESULTS, SUITES, Suite, load_suite
+from fbrl.evaluation import Estimate, wilson
+from fbrl.settings import fail
+
+CSV = RESULTS.with_suffix(".csv")
+COLUMNS = (
+    *("task", "core", "seed", "steps", "success", "success_interval", "steps_to_95", "parameters", "steps_per_second"),
+    *("suite", "finished", "exact", "episodes", "return", "success_zero_memory", "best_at"),
+)
+RIVAL = "lstm"  # what the probability of improvement is over
+Result = dict[str, Any]
+
+
+def read_results(suite: Suite) -> list[Result]:
+    """The results that a suite has so far, finished or not, in its order."""
+    return [json.loads(run.result_file.read_text()) for run in suite.runs if run.result_file.is_file()]
+
+
+def write_csv(results: Iterable[Result], path: Path) -> None:
+    """One row for each run; intervals as LOW..HIGH."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for result in results:
+            writer.writerow([_as_cell(result[column]) for column in COLUMNS])
+
+
+def _as_cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return "..".join(f"{end:.6g}" for end in value)
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def table(suite: Suite, results: list[Result]) -> str:
+    """A suite's runs as Markdown: a row for each core on each task, and for each core on all tasks together."""
+    done = [result for result in results if result["finished"]]
+    planned = len({run.seed for run in suite.runs})
+    rows = [
+        "| task | core | parameters | seeds | success | IQM | better than LSTM | solved | steps to 95 % |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task in suite.tasks:
+        for core in suite.cores:
+            of_cell = [result for result in done if (result["task"], result["core"]) == (task, core)]
+            begun = [r for r in results if (r["task"], r["core"]) == (task, core) and not r["finished"]]
+            seeds = f"{len(of_cell)} of {planned}" + (f", {_unfinished(begun)}" if begun else "")
+            parameters = f"{of_cell[0]['parameters']:,}" if of_cell else ""
+            cells = [task, core, parameters, seeds, *_cells([of_cell], _scores(done, [task], RIVAL), core)]
+            rows.append(f"| {' | '.join(cells)} |")
+    if len(suite.tasks) > 1:
+        for core in suite.cores:
+            by_task = [[r for r in done if (r["task"], r["core"]) == (task, core)] for task in suite.tasks]
+            if all(by_task):
+                seeds = " + ".join(str(len(of_task)) for of_task in by_task)
+                cells = ["all", core, "", seeds, *_cells(by_task, _scores(done, suite.tasks, RIVAL), core)]
+                rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _unfinished(begun: list[Result]) -> str:
+    return "unfinished: " + ", ".join(f"{r['success']:.2f} at {r['steps'] / 1e6:.2f} M" for r in begun)
+
+
+def _scores(done: list[Result], tasks: Iterable[str], core: str) -> list[np.ndarray[Any, Any]]:
+    return [np.array([r["success"] for r in done if (r["task"], r["core"]) == (task, core)]) for task in tasks]
+
+
+def _cells(by_task: list[list[Result]], rival: list[np.ndarray[Any, Any]], core: str) -> list[str]:
+    """Success, interquartile mean, probability of improvement, share of seeds solved, steps to 95 %."""
+    results = [result for of_task in by_task for result in of_task]
+    if not results:
+        return [""] * 5
+    scores = [np.array([result["success"] for result in of_task]) for of_task in by_task]
+    solved = wilson(sum(result["success"] >= TARGET for result in results), len(results))
+    better = ""
+    if core != RIVAL and all(len(task) for task in rival):
+        better = _interval(probability_of_improvement(scores, rival))
+    reached = sorted(result["steps_to_95"] or math.inf for result in results)
+    steps = ", ".join("never" if math.isinf(at) else f"{at / 1e6:.2f} M" for at in reached)
+    return [_interval(mean(scores)), _interval(interquartile_mean(scores)), better, _interval(solved), steps]
+
+
+def _interval(estimate: Estimate) -> str:
+    if math.isnan(estimate.low):
+        return f"{estimate.value:.2f}"
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def draw(suite: Suite, results: list[Result], target: Path) -> None:
+    """A panel for each task: every run thin, the mean of a core's runs thick, its 95 % interval as a band."""
+    tasks = [task for task in suite.tasks if any(result["task"] == task for result in results)]
+    figure = plt.figure(figsize=(1 + 4.6 * len(tasks), 4.2), dpi=130, layout="constrained")
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for task, axes in zip(tasks, panels, strict=True):
+        for number, core in enumerate(suite.cores):
+            of_cell = [result for result in results if (result["task"], result["core"]) == (task, core)]
+            if of_cell:
+                draw_core(axes, of_cell, f"C{number}", core)
+        axes.set(title=task, xlabel="environment steps (millions)", ylim=(0, 1.03))
+        axes.grid(color="whitesmoke")
+    panels[0].set_ylabel("success, most probable action")
+    handles = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=8)
+    figure.savefig(target)
+    plt.close(figure)
+
+
+def draw_core(axes: Axes, results: list[Result], colour: str, label: str) -> None:
+    """One core's runs on one task; a run that ended because it had succeeded keeps its last value."""
+    curves = [(np.array(r["evaluations"]["timesteps"]), np.array(r["evaluations"]["success"], float)) for r in results]
+    for steps, success in curves:
+        axes.plot(steps / 1e6, success, color=colour, alpha=0.25, linewidth=0.8)
+    grid = np.linspace(max(steps[0] for steps, _ in curves), max(steps[-1] for steps, _ in curves), 60)
+    values = np.array([np.interp(grid, steps, success) for steps, success in curves])
+    axes.plot(grid / 1e6, values.mean(axis=0), color=colour, linewidth=2.2, label=label)
+    if len(curves) > 1:
+        band = [mean([at]) for at in values.T]
+        axes.fill_between(grid / 1e6, [e.low for e in band], [e.high for e in band], color=colour, alpha=0.12)
+
+
+def put_into(text: str, mark: str, content: str) -> str:
+    """The text with what stands between ``<!-- mark -->`` and ``<!-- end -->`` replaced; unchanged without the mark."""
+    pattern = rf"(<!-- {re.escape(mark)} -->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """The script."""
+    page = ROOT / "RESULTS.md"
+    text, everything = page.read_text(), []
+    for file in sorted(SUITES.glob("*.yaml")):
+        suite = load_suite(file)
+        results = read_results(suite)
+        everything += results
+        if results:
+            draw(suite, results, RESULTS / f"{suite.name}.png")
+        text = put_into(text, f"suite {suite.name}", table(suite, results))
+    write_csv(everything, CSV)
+    page.write_text(text)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        fail(error)
