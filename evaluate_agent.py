@@ -16,6 +16,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.utils import set_random_seed
 
 import envs
+from envs.batch import TaskEnv
+from envs.batch_vec_env import BatchVecEnv
 from envs.start_states import FixedStart, StartState, StartStatesError, start_states
 from fbrl.cores.names import CORES
 from fbrl.evaluation import Estimate, Summary, load_agent, play, summarise
@@ -104,6 +106,17 @@ def make_env(env: EnvSettings, **kwargs: Any) -> gym.Env[Any, Any]:
         raise SettingsError(f"env.id {env.id} with env.kwargs {env.kwargs} cannot be made: {error}") from error
 
 
+def make_batch(env: EnvSettings, seed: int, n_envs: int) -> BatchVecEnv | None:
+    """``n_envs`` environments that are stepped at once, or None where the task is not written so.
+
+    Raises:
+        SettingsError: where the task cannot be made.
+    """
+    made = make_env(env)
+    # anything around the task, such as the previous action or a time limit, is known to single environments only
+    return BatchVecEnv(made.batch(n_envs), seed) if isinstance(made, TaskEnv) else None
+
+
 def check_pictures(env: EnvSettings) -> None:
     """Raises SettingsError where the task draws no pictures for a video."""
     try:
@@ -170,8 +183,10 @@ def evaluate(agent: PPO, env: EnvSettings, args: Namespace) -> Summary:
     if args.exhaustive:
         return exhaustive(agent, env, zero_memory)
     n_episodes = args.episodes or EPISODES
-    seeds = range(args.seed, args.seed + min(env.n_envs, n_episodes))
-    vec_env = FiniteVecEnv([partial(make_env, env, seed=seed) for seed in seeds])
+    n_envs = min(env.n_envs, n_episodes)
+    seeds = range(args.seed, args.seed + n_envs)
+    batch = make_batch(env, args.seed, n_envs)
+    vec_env = batch or FiniteVecEnv([partial(make_env, env, seed=seed) for seed in seeds])
     set_random_seed(args.seed)
     return summarise(play(agent, vec_env, n_episodes, deterministic=args.deterministic, zero_memory=zero_memory))
 
