@@ -81,7 +81,7 @@ class TaskEnv(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One step; raises ValueError where there is no such action."""
-        actions = np.array([action], dtype=np.int64)
+        actions = np.asarray(action, dtype=np.int64).reshape(1)
         check_actions(actions, self.task.action_space)
         rewards, terminated, truncated, success = self.task.step(actions)
         info = {"is_success": bool(success[0])}

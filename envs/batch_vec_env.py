@@ -32,7 +32,7 @@ class BatchVecEnv(VecEnv):
     def __init__(self, task: BatchTask, seed: int) -> None:
         super().__init__(task.n_envs, task.observation_space, task.action_space)
         self.task = task
-        self._rngs: list[np.random.Generator] = []
+        self.rngs: list[np.random.Generator] = []  # one each, from the first reset on
         self._actions = np.zeros(task.n_envs, dtype=np.int64)
         self._lengths = np.zeros(task.n_envs, dtype=np.int64)
         self._returns = np.zeros(task.n_envs)
@@ -43,7 +43,7 @@ class BatchVecEnv(VecEnv):
     def reset(self) -> NDArray[Any]:
         """Starts an episode in every environment; after ``seed``, with the first one of the new seeds."""
         if self._seeds[0] is not None:
-            self._rngs = [np_random(seed)[0] for seed in self._seeds]
+            self.rngs = [np_random(seed)[0] for seed in self._seeds]
         self._reset_seeds()
         return self._start(range(self.num_envs))
 
@@ -80,7 +80,7 @@ class BatchVecEnv(VecEnv):
 
     def _start(self, indices: list[int] | range) -> NDArray[Any]:
         for index in indices:
-            self.task.start(index, self._rngs[index])
+            self.task.start(index, self.rngs[index])
         self._lengths[indices] = 0
         self._returns[indices] = 0
         return self.task.observe()

@@ -387,7 +387,7 @@ def test_interrupted_in_its_own_process(tmp_path):
         (["--ppo.batch_size=20"], "ppo.batch_size must be a multiple of ppo.seq_len = 8, got 20"),
         (["--env.id=fbrl/TMaze-v7"], "the closest are: fbrl/TMaze-v0"),
         (["--env.id=MiniGrid-MemoryS12-v0", "--env.kwargs={}"], "MiniGrid-MemoryS11-v0"),
-        (["--env.kwargs={corridor: 0}"], "corridor must be at least 1"),
+        (["--env.kwargs={corridor: 0}"], "corridor must be a whole number, at least 1, got 0"),
         (["--env.id=tests/TupleTask-v0", "--env.kwargs={}"], "observation_space must be one of Box, "),
         (["--env.id=tests/TextTask-v0", "--env.kwargs={}"], "or a Dict of them, got Text"),
         (["--env.id=tests/TextTask-v0", "--env.kwargs={}", "--core.name=none"], "or a Dict of them, got Text"),

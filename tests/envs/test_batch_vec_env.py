@@ -20,6 +20,8 @@ TASKS = {
     "fbrl/HiddenAutomaton-v0": {"states": 3, "questions": 2, "length": 7},
     "fbrl/GridWalk-v0": {"size": 2, "length": 2},
     "fbrl/Counting-v0": {"most": 2, "shortest": 3, "longest": 11},
+    "fbrl/TMaze-v0": {"corridor": 2, "max_steps": 5},
+    "fbrl/ActiveTMaze-v0": {"corridor": 1, "max_steps": 7},
 }
 
 
