@@ -64,7 +64,8 @@ def register_tasks() -> None:
     observation, and a memoryless policy succeeds in 98 % of the episodes. With 3x3 cells the cue is out of sight there.
 
     ``fbrl/TMaze-v0`` and ``fbrl/ActiveTMaze-v0`` are in ``envs.tmaze``; ``fbrl/HiddenAutomaton-v0``,
-    ``fbrl/GridWalk-v0`` and ``fbrl/Counting-v0`` in files of their names. Their keywords are those of the tasks.
+    ``fbrl/GridWalk-v0``, ``fbrl/Counting-v0`` and ``fbrl/WaterMaze-v0`` in files of their names. Their keywords are
+    those of the tasks.
     """
     for size in (7, 9):
         _register(f"fbrl/MemoryS{size}-View3-v0", "minigrid.envs:MemoryEnv", size=size, agent_view_size=3)
@@ -72,6 +73,7 @@ def register_tasks() -> None:
     _register("fbrl/ActiveTMaze-v0", "envs.tmaze:ActiveTMazeEnv")
     _register("fbrl/HiddenAutomaton-v0", "envs.hidden_automaton:HiddenAutomatonEnv")
     _register("fbrl/GridWalk-v0", "envs.grid_walk:GridWalkEnv")
+    _register("fbrl/WaterMaze-v0", "envs.water_maze:WaterMazeEnv")
     _register("fbrl/Counting-v0", "envs.counting:CountingEnv")
 
 

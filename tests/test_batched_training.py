@@ -46,7 +46,9 @@ def test_wrong_arguments_are_refused_in_one_line(kwargs, message):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("env_id", ["fbrl/HiddenAutomaton-v0", "fbrl/GridWalk-v0", "fbrl/Counting-v0"])
+@pytest.mark.parametrize(
+    "env_id", ["fbrl/HiddenAutomaton-v0", "fbrl/GridWalk-v0", "fbrl/Counting-v0", "fbrl/WaterMaze-v0"]
+)
 def test_their_start_states_cannot_be_listed(env_id):
     with pytest.raises(SettingsError, match=f"^--exhaustive: {env_id} ") as refused:
         exhaustive(None, settings(env_id, {}))
