@@ -24,7 +24,7 @@ from fbrl.evaluation import Estimate, Summary, load_agent, play, summarise
 from fbrl.policy import MemoryPolicy
 from fbrl.runs import versions
 from fbrl.settings import EnvSettings, OneLineParser, Settings, SettingsError, check_device, fail, load_settings
-from fbrl.vec_env import FiniteVecEnv
+from fbrl.vec_env import FiniteVecEnv, stack_frames
 from fbrl.video import record, save_gif
 
 EPISODES = 200
@@ -118,7 +118,9 @@ def make_batch(env: EnvSettings, seed: int, n_envs: int) -> BatchVecEnv | None:
 
 
 def check_pictures(env: EnvSettings) -> None:
-    """Raises SettingsError where the task draws no pictures for a video."""
+    """Raises SettingsError where the task draws no pictures for a video, or one observation is not what is seen."""
+    if env.frame_stack is not None:
+        raise SettingsError(f"--video: env.frame_stack must be null, got {env.frame_stack}")
     try:
         modes = make_env(env).metadata.get("render_modes", [])
         if "rgb_array" not in modes:
@@ -159,7 +161,8 @@ def check_agent(path: Path, agent: PPO, settings: Settings) -> None:
         for name, size in agent.policy.core_kwargs.items():
             if name in described and described[name] != size:
                 raise SettingsError(f"{path}: core.{name} is {size}, but {described[name]} in {config}")
-    env = agent._wrap_env(make_env(settings.env))  # turns pictures as Stable-Baselines3 does before training
+    stacked = stack_frames(FiniteVecEnv([partial(make_env, settings.env)]), settings.env.frame_stack)
+    env = agent._wrap_env(stacked)  # turns pictures as Stable-Baselines3 does before training
     for name, saved, given in (
         ("observations", agent.observation_space, env.observation_space),
         ("actions", agent.action_space, env.action_space),
@@ -186,7 +189,8 @@ def evaluate(agent: PPO, env: EnvSettings, args: Namespace) -> Summary:
     n_envs = min(env.n_envs, n_episodes)
     seeds = range(args.seed, args.seed + n_envs)
     batch = make_batch(env, args.seed, n_envs)
-    vec_env = batch or FiniteVecEnv([partial(make_env, env, seed=seed) for seed in seeds])
+    unstacked = batch or FiniteVecEnv([partial(make_env, env, seed=seed) for seed in seeds])
+    vec_env = stack_frames(unstacked, env.frame_stack)
     set_random_seed(args.seed)
     return summarise(play(agent, vec_env, n_episodes, deterministic=args.deterministic, zero_memory=zero_memory))
 
@@ -195,7 +199,7 @@ def exhaustive(agent: PPO, env: EnvSettings, zero_memory: bool = False) -> Summa
     """Plays every start state once with the most probable actions; raises SettingsError where there are too many."""
     try:
         states = start_states(env.id, **all_kwargs(env))
-        vec_env = FiniteVecEnv([partial(_start_at, env, state) for state in states])
+        vec_env = stack_frames(FiniteVecEnv([partial(_start_at, env, state) for state in states]), env.frame_stack)
         episodes = play(agent, vec_env, deterministic=True, zero_memory=zero_memory)
     except StartStatesError as error:
         raise SettingsError(f"--exhaustive: {error}") from None

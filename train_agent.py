@@ -61,7 +61,7 @@ from fbrl.settings import (
     to_settings,
 )
 from fbrl.timing import TimeShares
-from fbrl.vec_env import FiniteVecEnv
+from fbrl.vec_env import FiniteVecEnv, stack_frames
 
 FINAL_EPISODES = 200
 
@@ -75,7 +75,13 @@ def make_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
 
     Raises:
         SettingsError: where the task cannot be made.
+        ValueError: where its observations cannot be stacked as env.frame_stack asks.
     """
+    return stack_frames(_unstacked_envs(env, seed, n_envs), env.frame_stack)
+
+
+def _unstacked_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
+    """As ``make_envs``, whose observations are not stacked yet."""
     if env.engine == "envpool":
         task_kwargs = all_kwargs(env)
         try:

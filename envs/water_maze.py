@@ -27,9 +27,9 @@ class WaterMaze(BatchTask):
     the cell farthest from it; 0.1964 with 7 x 7 cells and no slack. Proof: after the goal is found, the way X_1, X_2,
     ... from a cell s does not depend on the goal g, which is even among the n - 1 others. g counts only if it is
     reached by the time d(s, g) + slack <= D(s) + slack, and at each time the agent is in one cell:
-    sum_g P(reached in time) <= sum_g sum_(t <= D(s) + slack) P(X_t = g) <= D(s) + slack. A scripted policy without memory
-    has 0.1607: its search goes round 48 of the 49 cells; coming back, it goes right to the wall, and along the walls
-    clockwise.
+    sum_g P(reached in time) <= sum_g sum_(t <= D(s) + slack) P(X_t = g) <= D(s) + slack. A scripted policy without
+    memory has 0.1607: its search goes round 48 of the 49 cells; coming back, it goes right to the wall, and along the
+    walls clockwise.
 
     Raises ``ValueError`` if ``size`` < 2, ``slack`` < 0 or ``search`` < 1.
     """

@@ -388,6 +388,12 @@ def test_interrupted_in_its_own_process(tmp_path):
         (["--env.id=fbrl/TMaze-v7"], "the closest are: fbrl/TMaze-v0"),
         (["--env.id=MiniGrid-MemoryS12-v0", "--env.kwargs={}"], "MiniGrid-MemoryS11-v0"),
         (["--env.kwargs={corridor: 0}"], "corridor must be a whole number, at least 1, got 0"),
+        (["--env.frame_stack=0"], "env.frame_stack must be at least 1, got 0"),
+        (["--env.frame_stack=3"], "env.frame_stack needs observations in a Box, or a Dict of them, got Discrete(4)"),
+        (
+            ["--env.frame_stack=3", "--env.id=MiniGrid-MemoryS7-v0", "--env.kwargs={}"],
+            "env.frame_stack needs observations in a Box, or a Dict of them, got Discrete(4) in 'direction'",
+        ),
         (["--env.id=tests/TupleTask-v0", "--env.kwargs={}"], "observation_space must be one of Box, "),
         (["--env.id=tests/TextTask-v0", "--env.kwargs={}"], "or a Dict of them, got Text"),
         (["--env.id=tests/TextTask-v0", "--env.kwargs={}", "--core.name=none"], "or a Dict of them, got Text"),
