@@ -118,7 +118,7 @@ def test_a_saved_agent_is_evaluated_as_it_was_trained(core, tmp_path, capsys):
     assert "7 episodes, sampled actions, seed 1000" in capsys.readouterr().out
     for stack, shape in ((None, 5), (2, 10)):
         other = tiny("fbrl/GridWalk-v0", core, stack, size=2, length=3)
-        with pytest.raises(SettingsError, match=rf"are Box\(15,\) .* GridWalk-v0 are Box\({shape},\) up"):
+        with pytest.raises(SettingsError, match=rf"are Box\(15,\) .*GridWalk-v0 are Box\({shape},\) up"):
             check_agent(tmp_path / "best.zip", model, other)
 
 
