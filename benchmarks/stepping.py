@@ -35,8 +35,10 @@ def make_both(task: str) -> dict[str, VecEnv]:
     """The task's environments, stepped at once and one by one."""
     single = envs.make(f"fbrl/{task}-v0")
     assert isinstance(single, TaskEnv)
-    one_by_one = [partial(_single, task, SEED + index) for index in range(N_ENVS)]
-    return {"batch": BatchVecEnv(single.batch(N_ENVS), SEED), "single": FiniteVecEnv(one_by_one)}
+    return {
+        "batch": BatchVecEnv(single.batch(N_ENVS), SEED),
+        "single": FiniteVecEnv([partial(_single, task, SEED + index) for index in range(N_ENVS)]),
+    }
 
 
 def _single(task: str, seed: int) -> gym.Env[Any, Any]:
