@@ -56,4 +56,5 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.operations --json $(RESULTS)/operations.json
 	$(BIN)/python -m benchmarks.throughput --json $(RESULTS)/throughput.json
 	$(BIN)/python -m benchmarks.latency --json $(RESULTS)/latency.json
+	$(BIN)/python -m benchmarks.stepping --json $(RESULTS)/stepping.json
 	$(BIN)/python -m benchmarks.draw $(addprefix $(RESULTS)/,scan.json throughput.json latency.json)

@@ -16,13 +16,15 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.utils import set_random_seed
 
 import envs
+from envs.batch import TaskEnv
+from envs.batch_vec_env import BatchVecEnv
 from envs.start_states import FixedStart, StartState, StartStatesError, start_states
 from fbrl.cores.names import CORES
 from fbrl.evaluation import Estimate, Summary, load_agent, play, summarise
 from fbrl.policy import MemoryPolicy
 from fbrl.runs import versions
 from fbrl.settings import EnvSettings, OneLineParser, Settings, SettingsError, check_device, fail, load_settings
-from fbrl.vec_env import FiniteVecEnv
+from fbrl.vec_env import FiniteVecEnv, stack_frames
 from fbrl.video import record, save_gif
 
 EPISODES = 200
@@ -104,8 +106,21 @@ def make_env(env: EnvSettings, **kwargs: Any) -> gym.Env[Any, Any]:
         raise SettingsError(f"env.id {env.id} with env.kwargs {env.kwargs} cannot be made: {error}") from error
 
 
+def make_batch(env: EnvSettings, seed: int, n_envs: int) -> BatchVecEnv | None:
+    """``n_envs`` environments that are stepped at once, or None where the task is not written so.
+
+    Raises:
+        SettingsError: where the task cannot be made.
+    """
+    made = make_env(env)
+    # anything around the task, such as the previous action or a time limit, is known to single environments only
+    return BatchVecEnv(made.batch(n_envs), seed) if isinstance(made, TaskEnv) else None
+
+
 def check_pictures(env: EnvSettings) -> None:
-    """Raises SettingsError where the task draws no pictures for a video."""
+    """Raises SettingsError where the task draws no pictures for a video, or one observation is not what is seen."""
+    if env.frame_stack is not None:
+        raise SettingsError(f"--video: env.frame_stack must be null, got {env.frame_stack}")
     try:
         modes = make_env(env).metadata.get("render_modes", [])
         if "rgb_array" not in modes:
@@ -146,7 +161,8 @@ def check_agent(path: Path, agent: PPO, settings: Settings) -> None:
         for name, size in agent.policy.core_kwargs.items():
             if name in described and described[name] != size:
                 raise SettingsError(f"{path}: core.{name} is {size}, but {described[name]} in {config}")
-    env = agent._wrap_env(make_env(settings.env))  # turns pictures as Stable-Baselines3 does before training
+    stacked = stack_frames(FiniteVecEnv([partial(make_env, settings.env)]), settings.env.frame_stack)
+    env = agent._wrap_env(stacked)  # turns pictures as Stable-Baselines3 does before training
     for name, saved, given in (
         ("observations", agent.observation_space, env.observation_space),
         ("actions", agent.action_space, env.action_space),
@@ -170,8 +186,11 @@ def evaluate(agent: PPO, env: EnvSettings, args: Namespace) -> Summary:
     if args.exhaustive:
         return exhaustive(agent, env, zero_memory)
     n_episodes = args.episodes or EPISODES
-    seeds = range(args.seed, args.seed + min(env.n_envs, n_episodes))
-    vec_env = FiniteVecEnv([partial(make_env, env, seed=seed) for seed in seeds])
+    n_envs = min(env.n_envs, n_episodes)
+    seeds = range(args.seed, args.seed + n_envs)
+    batch = make_batch(env, args.seed, n_envs)
+    unstacked = batch or FiniteVecEnv([partial(make_env, env, seed=seed) for seed in seeds])
+    vec_env = stack_frames(unstacked, env.frame_stack)
     set_random_seed(args.seed)
     return summarise(play(agent, vec_env, n_episodes, deterministic=args.deterministic, zero_memory=zero_memory))
 
@@ -180,7 +199,7 @@ def exhaustive(agent: PPO, env: EnvSettings, zero_memory: bool = False) -> Summa
     """Plays every start state once with the most probable actions; raises SettingsError where there are too many."""
     try:
         states = start_states(env.id, **all_kwargs(env))
-        vec_env = FiniteVecEnv([partial(_start_at, env, state) for state in states])
+        vec_env = stack_frames(FiniteVecEnv([partial(_start_at, env, state) for state in states]), env.frame_stack)
         episodes = play(agent, vec_env, deterministic=True, zero_memory=zero_memory)
     except StartStatesError as error:
         raise SettingsError(f"--exhaustive: {error}") from None

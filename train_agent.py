@@ -28,7 +28,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs.pool import EnvPoolVecEnv
-from evaluate_agent import all_kwargs, check_agent, make_env
+from evaluate_agent import all_kwargs, check_agent, make_batch, make_env
 from fbrl import MemoryPPO
 from fbrl.callbacks import Checkpoint, EntropySchedule, Evaluate, MemoryFigures, ProgressBar
 from fbrl.cores.names import CORES, core_kwargs
@@ -61,7 +61,7 @@ from fbrl.settings import (
     to_settings,
 )
 from fbrl.timing import TimeShares
-from fbrl.vec_env import FiniteVecEnv
+from fbrl.vec_env import FiniteVecEnv, stack_frames
 
 FINAL_EPISODES = 200
 
@@ -75,7 +75,13 @@ def make_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
 
     Raises:
         SettingsError: where the task cannot be made.
+        ValueError: where its observations cannot be stacked as env.frame_stack asks.
     """
+    return stack_frames(_unstacked_envs(env, seed, n_envs), env.frame_stack)
+
+
+def _unstacked_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
+    """As ``make_envs``, whose observations are not stacked yet."""
     if env.engine == "envpool":
         task_kwargs = all_kwargs(env)
         try:
@@ -83,6 +89,11 @@ def make_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
         except Exception as error:  # as in make_env
             task = f"env.id {env.id} with env.kwargs {env.kwargs}"
             raise SettingsError(f"{task} cannot be made by env.engine envpool: {error}") from error
+
+    batch = make_batch(env, seed, n_envs)
+    if batch is not None:
+        check_spaces(batch)
+        return batch
 
     def make(seed: int) -> gym.Env[Any, Any]:
         made = make_env(env, seed=seed)

@@ -63,11 +63,18 @@ def register_tasks() -> None:
     cells the two are solvable without memory: from the junction, looking back, the cue and both choices are in one
     observation, and a memoryless policy succeeds in 98 % of the episodes. With 3x3 cells the cue is out of sight there.
 
-    ``fbrl/TMaze-v0`` is ``envs.tmaze.TMaze``; its keyword is ``corridor``.
+    ``fbrl/TMaze-v0`` and ``fbrl/ActiveTMaze-v0`` are in ``envs.tmaze``; ``fbrl/HiddenAutomaton-v0``,
+    ``fbrl/GridWalk-v0``, ``fbrl/Counting-v0`` and ``fbrl/WaterMaze-v0`` in files of their names. Their keywords are
+    those of the tasks.
     """
     for size in (7, 9):
         _register(f"fbrl/MemoryS{size}-View3-v0", "minigrid.envs:MemoryEnv", size=size, agent_view_size=3)
-    _register("fbrl/TMaze-v0", "envs.tmaze:TMaze")
+    _register("fbrl/TMaze-v0", "envs.tmaze:TMazeEnv")
+    _register("fbrl/ActiveTMaze-v0", "envs.tmaze:ActiveTMazeEnv")
+    _register("fbrl/HiddenAutomaton-v0", "envs.hidden_automaton:HiddenAutomatonEnv")
+    _register("fbrl/GridWalk-v0", "envs.grid_walk:GridWalkEnv")
+    _register("fbrl/WaterMaze-v0", "envs.water_maze:WaterMazeEnv")
+    _register("fbrl/Counting-v0", "envs.counting:CountingEnv")
 
 
 def _register(env_id: str, entry_point: str, **kwargs: Any) -> None:

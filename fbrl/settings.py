@@ -33,6 +33,8 @@ class EnvSettings:
         kwargs: Keyword arguments of the environment, for example {"corridor": 20}.
         engine: What steps the training's environments: minigrid, in Python, plays any task; envpool, in C++, needs
             pip install fbrl[envpool] and plays MiniGrid's. Evaluations always take minigrid.
+        frame_stack: Show the last so many observations in one, zeros before the episode's start; null means one by
+            one. For observations in a Box or a Dict of them.
     """
 
     id: str = "fbrl/TMaze-v0"
@@ -41,6 +43,7 @@ class EnvSettings:
     previous_reward: bool = False
     kwargs: dict[str, Any] = field(default_factory=dict)
     engine: Literal["minigrid", "envpool"] = "minigrid"
+    frame_stack: int | None = None
 
 
 CoreName = Literal["feedback", "feedback_plain", "gru", "lstm", "transformer_xl", "gtrxl", "memoryless", "none"]
@@ -250,7 +253,8 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "at least 1",
         lambda value: value >= 1,
         (
-            *("env.n_envs", "core.d_model", "core.n_layers", "core.n_heads", "core.window", "core.d_feedforward"),
+            *("env.n_envs", "env.frame_stack"),
+            *("core.d_model", "core.n_layers", "core.n_heads", "core.window", "core.d_feedforward"),
             *("ppo.timesteps", "ppo.seq_len", "ppo.passes", "ppo.n_epochs"),
             *("run.threads", "run.eval_every", "run.eval_episodes", "run.checkpoint_every"),
         ),

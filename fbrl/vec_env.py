@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from stable_baselines3.common.vec_env import DummyVecEnv
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from fbrl.policy import check_finite
@@ -34,3 +35,19 @@ class FiniteVecEnv(DummyVecEnv):
         check_finite(obs, "observation")  # type: ignore[arg-type]
         check_finite(rewards, "reward")
         return obs, rewards, dones, infos
+
+
+def stack_frames(env: VecEnv, n_stack: int | None) -> VecEnv:
+    """``env`` with the last ``n_stack`` observations of the episode in one, zeros before its start; None: as it is.
+
+    Raises:
+        ValueError: where the observations are no Box, nor a Dict of them.
+    """
+    if n_stack is None:
+        return env
+    space = env.observation_space
+    for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]:
+        if not isinstance(part, spaces.Box) or not part.shape:
+            where = f" in {key!r}" if key else ""
+            raise ValueError(f"env.frame_stack needs observations in a Box, or a Dict of them, got {part}{where}")
+    return VecFrameStack(env, n_stack)

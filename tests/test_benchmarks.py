@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import agents, draw, forms, latency, operations, report, scan, throughput
+from benchmarks import agents, draw, forms, latency, operations, report, scan, stepping, throughput
 from benchmarks.agents import OURS, RIVAL, SHARED
 from fbrl import MemoryPPO
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
@@ -397,3 +397,24 @@ def test_operations_report(tmp_path, monkeypatch):
     assert one["operations_a_step"] == pytest.approx(two["operations_a_step"], abs=1)
     assert one["operations_a_step"] > 10
     assert one["milliseconds"] == pytest.approx(one["microseconds_a_sample"] * one["T"] * one["B"] / 1e3)
+
+
+def test_stepping_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(stepping, "TASKS", ("Counting", "TMaze"))
+    file = tmp_path / "stepping.json"
+    stepping.main(["--quick", "--repeats", "3", "--json", str(file)])
+    written = json.loads(file.read_text())
+    assert written.keys() > CONDITIONS
+    assert [row["task"] for row in written["rows"]] == ["Counting", "TMaze"]
+    for row in written["rows"]:
+        cpu = {name: sorted(lap[1] for lap in laps)[1] for name, laps in row["seconds_and_cpu_seconds"].items()}
+        assert row["steps_per_second"] == pytest.approx(64 * 30 / cpu["batch"])
+        assert row["times_single"] == pytest.approx(cpu["single"] / cpu["batch"])
+
+
+def test_stepping_refuses_other_environments():
+    both = stepping.make_both("Counting")
+    stepping.check(both)
+    both["single"].seed(3)
+    with pytest.raises(AssertionError):
+        stepping.check(both)

@@ -382,7 +382,7 @@ def taken_up(folder):
     settings = tiny()
     model = load_checkpoint(folder, settings, start(settings).env)
     model.env.reset()
-    seeds = [env.unwrapped.np_random_seed for env in model.env.envs]
+    seeds = [rng.bit_generator.seed_seq.entropy for rng in model.env.rngs]
     return model.num_timesteps, model._last_obs, model.batch_size, seeds, learned(model)
 
 
@@ -410,7 +410,7 @@ def seeds(settings):
     model = start(settings)
     model.env.reset()
     draw = torch.rand(1).item(), np.random.random()
-    return [env.unwrapped.np_random_seed for env in model.env.envs], draw
+    return [rng.bit_generator.seed_seq.entropy for rng in model.env.rngs], draw
 
 
 def test_environments_have_the_seeds_that_one_process_would_give_them(together):

@@ -191,7 +191,7 @@ def test_the_memoryless_agent(run, copy, tmp_path):
         (["--device=abacus"], "--device must be auto, cpu, cuda, cuda:1, ..., got abacus"),
         (["--device=cuda:77"], "got cuda:77"),
         (["--env.id=fbrl/TMaze-v7"], "the closest are: fbrl/TMaze-v0"),
-        (["--env.kwargs={corridor: 0}"], "corridor must be at least 1"),
+        (["--env.kwargs={corridor: 0}"], "corridor must be a whole number, at least 1, got 0"),
         (["--env.kwargs={corridors: 3}"], "corridors"),
         (["--env.kwargs={previous_action: true}"], "must not hold previous_action; use env.previous_action"),
         (["--env.kwargs={previous_reward: true}"], "must not hold previous_reward; use env.previous_reward"),

@@ -91,7 +91,7 @@ def test_a_folder_that_holds_something_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("core", ["feedback", "none"])
-@pytest.mark.parametrize("task", ["fbrl/TMaze-v0", "MiniGrid-MemoryS7-v0"])
+@pytest.mark.parametrize("task", ["fbrl/TMaze-v0", "MiniGrid-MemoryS7-v0", "fbrl/Counting-v0"])
 def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(core, task, tmp_path):
     settings = tiny(task, core)
     whole = learn(start(settings), settings)

@@ -61,7 +61,7 @@ def test_what_follows_the_file_overrides_it(file):
 
 def test_round_trip(tmp_path):
     settings = Settings(
-        EnvSettings("BabyAI-GoToRedBall-v0", 3, True, True, {"a": 1, "b": {"c": [1, 2.5]}, "d": None}, "envpool"),
+        EnvSettings("BabyAI-GoToRedBall-v0", 3, True, True, {"a": 1, "b": {"c": [1, 2.5]}, "d": None}, "envpool", 5),
         CoreSettings("none", 24, 3, 2, 7, 11),
         PPOSettings(learning_rate=1e-5, ent_coef_end=0.0, target_kl=0.01),
         RunSettings(name="x: y", threads=2, stop_at_success=0.5, progress_bar=False),

@@ -148,7 +148,7 @@ def test_other_environments_come_as_registered():
 
 
 def test_keywords_reach_the_environment():
-    assert make("fbrl/TMaze-v0", corridor=3).unwrapped.corridor == 3
+    assert make("fbrl/TMaze-v0", corridor=3).unwrapped.task.junction == 3
     assert make("MiniGrid-MemoryS11-v0", agent_view_size=5).observation_space["image"].shape == (5, 5, 3)
     env = make("MiniGrid-MemoryS11-v0", render_mode="rgb_array")
     env.reset(seed=0)
