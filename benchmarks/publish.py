@@ -1,0 +1,127 @@
+"""Puts the agent of a finished run of a suite into agents/, with its model card.
+
+    python -m benchmarks.publish benchmarks/suites/recall_far.yaml MemoryS11_feedback_0 agents/memory_s11
+
+The card says how the runs of all seeds went, and not only the one whose agent is published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare import make_result, read_result, write_result
+from benchmarks.compare_report import read_results
+from benchmarks.suite import RUNS, Run, Suite, load_suite
+from fbrl.settings import SettingsError, fail
+
+
+def publish(suite: Suite, run: Run, source: Path, folder: Path) -> None:
+    """Copies the agent of the best evaluation, and writes its settings, versions, evaluation and card.
+
+    Raises:
+        SettingsError: where ``folder`` exists, or ``source`` holds no finished run.
+    """
+    if folder.exists():
+        raise SettingsError(f"{folder}: exists already and would be overwritten; give a new folder")
+    if not (source / "finished").exists():
+        raise SettingsError(f"{source}: holds no finished run")
+    if read_result(run) is None:
+        write_result(run, make_result(run, source))
+    result = read_result(run)
+    assert result is not None
+    folder.mkdir(parents=True)
+    for name in ("best.zip", "versions.json"):
+        shutil.copy(source / name, folder / name)
+    nowhere = dataclasses.replace(run.settings.run, folder="runs", name=None)
+    dataclasses.replace(run.settings, run=nowhere).save(folder / "config.yaml")
+    (folder / "evaluation.json").write_text(json.dumps(_but_settings(result), indent=1) + "\n")
+    others = [r for r in read_results(suite) if (r["task"], r["core"]) == (run.task, run.core) and r["finished"]]
+    (folder / "README.md").write_text(card(suite, run, result, others, folder.name))
+
+
+def _but_settings(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key not in ("settings", "versions")}
+
+
+def card(suite: Suite, run: Run, result: dict[str, Any], all_seeds: list[dict[str, Any]], name: str) -> str:
+    """The model card, in Markdown."""
+    settings, versions = run.settings, result["versions"]
+    kwargs = "".join(f", {key} {value}" for key, value in settings.env.kwargs.items())
+    low, high = result["success_interval"]
+    how = (
+        f"all {result['episodes']} start states, exact" if result["exact"] else f"95 % interval {low:.3f} to {high:.3f}"
+    )
+    if not result["exact"]:
+        how = f"{result['episodes']} episodes, {how}"
+    core = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(settings.core).items() if value is not None)
+    ppo = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(settings.ppo).items() if value is not None)
+    emptied = result["success_zero_memory"]
+    rows = [
+        f"| {r['seed']} | {r['success']:.3f} | {r['best_at']:,} | {r['steps']:,} |"
+        for r in sorted(all_seeds, key=lambda r: r["seed"])
+    ]
+    packages = ", ".join(
+        f"{key} {versions[key]}" for key in ("python", "torch", "stable-baselines3", "minigrid", "numpy")
+    )
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"An agent for `{settings.env.id}`{kwargs}, of {result['parameters']:,} parameters.",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| success, most probable actions | {result['success']:.3f} ({how}) |",
+            f"| return | {result['return']:.3f} |",
+            f"| success with its memory emptied before every step | {'-' if emptied is None else f'{emptied:.3f}'} |",
+            f"| seed, environment steps of this agent | {run.seed}, {result['best_at']:,} |",
+            f"| environments | {settings.env.n_envs}, engine {settings.env.engine} |",
+            f"| core | {core} |",
+            f"| training | {ppo} |",
+            f"| versions | {packages}, commit {str(versions['commit'])[:12]} |",
+            f"| machine | {versions['machine']}, {versions['threads']} thread(s), GPU: {versions['gpu'] or 'none'} |",
+            "",
+            "All seeds that were trained in this way (success of the agent of the best evaluation):",
+            "",
+            "| seed | success | at step | trained steps |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            "Play it, and train it again:",
+            "",
+            "```sh",
+            f"python evaluate_agent.py agents/{name}" + (" --exhaustive" if result["exact"] else " --deterministic"),
+            f"python -m benchmarks.compare run benchmarks/suites/{suite.name}.yaml --only {run.name}",
+            "```",
+            "",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", type=Path, help="YAML file, see benchmarks/suite.py")
+    parser.add_argument("run", help="TASK_CORE_SEED")
+    parser.add_argument("agent", type=Path, help="new folder in agents/")
+    parser.add_argument("--folder", type=Path, default=RUNS, help=f"where runs are (default: {RUNS})")
+    parser.add_argument("--from", dest="source", type=Path, help="run folder, where it was trained by hand")
+    options = parser.parse_args(arguments)
+    suite = load_suite(options.suite, options.folder)
+    found = [run for run in suite.runs if run.name == options.run]
+    if not found:
+        raise SettingsError(f"{options.run}: no run of {suite.name}; such as {suite.runs[0].name}")
+    publish(suite, found[0], options.source or found[0].folder, options.agent)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        fail(error)

@@ -1,0 +1,79 @@
+"""Agents in agents/: what is kept of a run, and how agents are played on other tasks."""
+
+import json
+
+import pytest
+
+from benchmarks import publish, transfer
+from benchmarks.compare import main as compare
+from benchmarks.suite import ROOT
+from evaluate_agent import find_agent
+from fbrl.evaluation import load_agent
+from fbrl.settings import SettingsError
+
+SUITE = """
+about: a test
+tasks:
+  maze:
+    env: {id: fbrl/TMaze-v0, n_envs: 2, kwargs: {corridor: 3}}
+    ppo: {n_steps: 32, batch_size: 64, seq_len: 16, timesteps: 64}
+    run: {eval_every: 64, eval_episodes: 3, checkpoint_every: 64}
+cores:
+  gru: {core: {d_model: 8}}
+seeds: [3]
+"""
+
+
+@pytest.fixture
+def trained(tmp_path):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(SUITE)
+    folders = ["--folder", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    compare(["run", str(file), "--workers", "1", *folders])
+    return publish.load_suite(file, tmp_path / "runs", tmp_path / "results")
+
+
+def test_a_published_agent_plays_and_has_its_card(trained, tmp_path):
+    run = trained.runs[0]
+    publish.publish(trained, run, run.folder, tmp_path / "agent")
+    checkpoint, settings = find_agent(str(tmp_path / "agent"))
+    assert load_agent(checkpoint, "cpu").num_timesteps == 64
+    assert (settings.env.id, settings.core.name, settings.run.seed) == ("fbrl/TMaze-v0", "gru", 3)
+    assert str(tmp_path) not in (tmp_path / "agent" / "config.yaml").read_text()
+    result = json.loads((tmp_path / "agent" / "evaluation.json").read_text())
+    text = (tmp_path / "agent" / "README.md").read_text()
+    assert f"| success, most probable actions | {result['success']:.3f} (all 2 start states, exact) |" in text
+    assert f"| 3 | {result['success']:.3f} | 64 | 64 |" in text
+    assert "compare run benchmarks/suites/tiny.yaml --only maze_gru_3" in text
+    assert str(tmp_path) not in text
+    with pytest.raises(SettingsError, match="agent: exists already"):
+        publish.publish(trained, run, run.folder, tmp_path / "agent")
+
+    # and on another task than its own
+    longer = [("maze, corridor 5", "fbrl/TMaze-v0", {"corridor": 5}), ("cups", "fbrl/TMaze-v0", {})]
+    rows = transfer.play_all(tmp_path / "agent", longer)
+    assert [row["env_kwargs"] for row in rows] == [{"corridor": 5}, {}]
+    assert all(row["exact"] and row["episodes"] == 2 for row in rows)
+    line = transfer.table({"rows": rows}).splitlines()[2]
+    assert line.startswith(f"| agent | maze, corridor 5 | {rows[0]['success']:.2f} |")
+
+
+def test_a_run_that_has_not_finished_is_not_published(trained, tmp_path):
+    run = trained.runs[0]
+    (run.folder / "finished").unlink()
+    with pytest.raises(SettingsError, match="holds no finished run"):
+        publish.publish(trained, run, run.folder, tmp_path / "agent")
+    assert not (tmp_path / "agent").exists()
+
+
+def test_an_unknown_run_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match=r"x_y_0: no run of recall_far; such as MemoryS11_feedback_0"):
+        publish.main([str(ROOT / "benchmarks/suites/recall_far.yaml"), "x_y_0", str(tmp_path / "agent")])
+
+
+@pytest.mark.parametrize("card", sorted((ROOT / "agents").glob("*/README.md")), ids=lambda card: card.parent.name)
+def test_committed_cards_say_what_their_evaluation_says(card):
+    result = json.loads((card.parent / "evaluation.json").read_text())
+    assert f"| success, most probable actions | {result['success']:.3f} (" in card.read_text()
+    agent = load_agent(card.parent / "best.zip", "cpu")
+    assert agent.num_timesteps == result["best_at"]
