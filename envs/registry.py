@@ -58,15 +58,15 @@ def make(
 def register_tasks() -> None:
     """Registers this package's ids with Gymnasium; a second call changes nothing.
 
-    ``fbrl/MemoryS7-View3-v0`` and ``fbrl/MemoryS9-View3-v0`` are MiniGrid's MemoryS7 and MemoryS9 with a view of 3x3
-    cells, all else as MiniGrid registers it: seven actions and a cap of 5 size^2 steps. With the default view of 7x7
-    cells the two are solvable without memory: from the junction, looking back, the cue and both choices are in one
-    observation, and a memoryless policy succeeds in 98 % of the episodes. With 3x3 cells the cue is out of sight there.
+    ``fbrl/MemoryS{7, 9, 11, 13, 21, 33}-View3-v0`` are MiniGrid's Memory tasks of these sizes with a view of 3x3 cells,
+    and ``fbrl/MemoryS21-v0`` is one with MiniGrid's own view of 7x7; all else is as MiniGrid registers its sizes: seven
+    actions and a cap of 5 size^2 steps. An agent plays every size whose view has the size of its own.
 
     ``fbrl/TMaze-v0`` is ``envs.tmaze.TMaze``; its keyword is ``corridor``.
     """
-    for size in (7, 9):
+    for size in (7, 9, 11, 13, 21, 33):
         _register(f"fbrl/MemoryS{size}-View3-v0", "minigrid.envs:MemoryEnv", size=size, agent_view_size=3)
+    _register("fbrl/MemoryS21-v0", "minigrid.envs:MemoryEnv", size=21)
     _register("fbrl/TMaze-v0", "envs.tmaze:TMaze")
 
 
