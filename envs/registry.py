@@ -60,7 +60,24 @@ def register_tasks() -> None:
 
     ``fbrl/MemoryS{7, 9, 11, 13, 21, 33}-View3-v0`` are MiniGrid's Memory tasks of these sizes with a view of 3x3 cells,
     and ``fbrl/MemoryS21-v0`` is one with MiniGrid's own view of 7x7; all else is as MiniGrid registers its sizes: seven
-    actions and a cap of 5 size^2 steps. An agent plays every size whose view has the size of its own.
+    actions and a cap of 5 size^2 steps. An agent plays every size whose view has the size of its own. With the view of
+    7x7 cells, S7 and S9 are solvable without memory: from the junction, looking back, the cue and both choices are in
+    one observation, and a memoryless policy succeeds in 98 % of the episodes.
+
+    The best that there is, exactly, over the 4 (size - 3) start states: success is 1 with memory (look at the cue, walk
+    to the junction, turn to its like) and 1/2 without (walk on and guess), and the returns are
+
+    ==================  =====  =====  =====  =====  =====  =====
+    size                   7      9     11     13     21     33
+    ==================  =====  =====  =====  =====  =====  =====
+    memory, 3x3 view    .9697  .9748  .9786  .9815  .9880  .9922
+    memory, 7x7 view                  .9859  .9875  .9909
+    no memory, either   .4917  .4939  .4952  .4960  .4977  .4986
+    ==================  =====  =====  =====  =====  =====  =====
+
+    ``MiniGrid-MemoryS13Random-v0`` and ``S17Random`` have hallways of 7 and 11 lengths, of which the three shortest show
+    the cue from the junction: without memory success is at most 5/7 and 7/11. With memory it is 1, and the return
+    between .9907 and .9909, and .9932 to four digits.
 
     ``fbrl/TMaze-v0`` is ``envs.tmaze.TMaze``; its keyword is ``corridor``.
     """
