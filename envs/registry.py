@@ -75,9 +75,9 @@ def register_tasks() -> None:
     no memory, either   .4917  .4939  .4952  .4960  .4977  .4986
     ==================  =====  =====  =====  =====  =====  =====
 
-    ``MiniGrid-MemoryS13Random-v0`` and ``S17Random`` have hallways of 7 and 11 lengths, of which the three shortest show
-    the cue from the junction: without memory success is at most 5/7 and 7/11. With memory it is 1, and the return
-    between .9907 and .9909, and .9932 to four digits.
+    ``MiniGrid-MemoryS13Random-v0`` and ``S17Random`` have hallways of 7 and 11 lengths, of which the three shortest
+    show the cue from the junction: without memory success is at most 5/7 and 7/11. With memory it is 1, and the
+    return between .9907 and .9909, and .9932 to four digits.
 
     ``fbrl/TMaze-v0`` is ``envs.tmaze.TMaze``; its keyword is ``corridor``.
     """
