@@ -79,11 +79,14 @@ def register_tasks() -> None:
     show the cue from the junction: without memory success is at most 5/7 and 7/11. With memory it is 1, and the
     return between .9907 and .9909, and .9932 to four digits.
 
+    ``fbrl/MazeNavigation-v0`` is ``envs.maze.MazeNavigation``; its keywords are ``size`` and ``visits``.
+
     ``fbrl/TMaze-v0`` is ``envs.tmaze.TMaze``; its keyword is ``corridor``.
     """
     for size in (7, 9, 11, 13, 21, 33):
         _register(f"fbrl/MemoryS{size}-View3-v0", "minigrid.envs:MemoryEnv", size=size, agent_view_size=3)
     _register("fbrl/MemoryS21-v0", "minigrid.envs:MemoryEnv", size=21)
+    _register("fbrl/MazeNavigation-v0", "envs.maze:MazeNavigation")
     _register("fbrl/TMaze-v0", "envs.tmaze:TMaze")
 
 

@@ -14,7 +14,7 @@ import envs
 from envs import UnknownEnvironmentError, make
 from envs.registry import register_tasks
 
-OURS = ["fbrl/TMaze-v0", "fbrl/MemoryS7-View3-v0", "fbrl/MemoryS9-View3-v0"]
+OURS = ["fbrl/TMaze-v0", "fbrl/MemoryS7-View3-v0", "fbrl/MemoryS9-View3-v0", "fbrl/MazeNavigation-v0"]
 OTHERS = ["MiniGrid-MemoryS11-v0", "MiniGrid-DoorKey-5x5-v0", "BabyAI-GoToRedBallGrey-v0", "BabyAI-GoToObj-v0"]
 IDS = [*OURS, *OTHERS]
 
