@@ -171,11 +171,11 @@ class MazeNavigation(MiniGridEnv):
         done = self.arrivals == self.visits
         if not done:
             self._place()
-            observation = self.gen_obs()
+            observation = self.gen_obs()  # type: ignore[no-untyped-call]
         return observation, 1 / self.visits, done, truncated, info
 
     def gen_obs_grid(self, agent_view_size: int | None = None) -> Any:
         """MiniGrid's view, and in it the floor that the agent stands on."""
-        grid, visible = super().gen_obs_grid(agent_view_size)
+        grid, visible = super().gen_obs_grid(agent_view_size)  # type: ignore[no-untyped-call]
         grid.set(grid.width // 2, grid.height - 1, self.grid.get(*self.agent_pos))
         return grid, visible

@@ -30,14 +30,22 @@ def make(
     """An environment that Stable-Baselines3 takes as it is.
 
     MiniGrid and BabyAI environments are wrapped in ``SymbolicObservation`` and report ``info["is_success"]`` on the
-    last step of every episode; any other registered id comes as it was registered, and reports what it reports.
+    last step of every episode; any other registered id comes as it was registered, and reports what it reports. Only
+    an observation that is a tuple is flattened by Gymnasium's ``FlattenObservation``, since Stable-Baselines3 takes
+    none.
+
+    Ids that start with "popgym-" are POPGym's, which is imported for them. Its tasks report no success: their returns,
+    which it scales to -1..1, are what is compared.
 
     ``seed`` seeds the action space, and the first reset if that comes without a seed of its own.
     ``previous_action`` and ``previous_reward`` add the last step's to the observation (``PreviousStep``).
     ``kwargs`` go to ``gymnasium.make``, for example ``agent_view_size=3`` or ``corridor=20``.
 
-    Raises ``UnknownEnvironmentError`` when no environment has this id.
+    Raises ``UnknownEnvironmentError`` when no environment has this id, and ``ModuleNotFoundError`` for POPGym's where
+    that is not installed.
     """
+    if env_id.startswith("popgym-"):
+        _register_popgym()
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
     try:
@@ -48,6 +56,8 @@ def make(
         raise UnknownEnvironmentError(_unknown(env_id)) from None
     if isinstance(env.unwrapped, MiniGridEnv):
         env = SymbolicObservation(env)
+    if isinstance(env.observation_space, gym.spaces.Tuple):
+        env = gym.wrappers.FlattenObservation(env)
     if previous_action or previous_reward:
         env = PreviousStep(env, action=previous_action, reward=previous_reward)
     if seed is not None:
@@ -93,6 +103,15 @@ def register_tasks() -> None:
 def _register(env_id: str, entry_point: str, **kwargs: Any) -> None:
     if env_id not in gym.registry:
         gym.register(env_id, entry_point, order_enforce=False, disable_env_checker=True, kwargs=kwargs)
+
+
+def _register_popgym() -> None:
+    try:
+        import popgym  # noqa: F401  (registers its ids)
+    except ModuleNotFoundError as error:
+        if error.name != "popgym":
+            raise
+        raise ModuleNotFoundError("POPGym is not installed: pip install fbrl[popgym]", name="popgym") from None
 
 
 def _unknown(env_id: str) -> str:
