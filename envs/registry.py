@@ -30,12 +30,11 @@ def make(
     """An environment that Stable-Baselines3 takes as it is.
 
     MiniGrid and BabyAI environments are wrapped in ``SymbolicObservation`` and report ``info["is_success"]`` on the
-    last step of every episode; any other registered id comes as it was registered, and reports what it reports. Only
-    an observation that is a tuple is flattened by Gymnasium's ``FlattenObservation``, since Stable-Baselines3 takes
-    none.
+    last step of every episode; any other registered id comes as it was registered, and reports what it reports.
 
     Ids that start with "popgym-" are POPGym's, which is imported for them. Its tasks report no success: their returns,
-    which it scales to -1..1, are what is compared.
+    which it scales to -1..1, are what is compared. Where their observation is a tuple, which Stable-Baselines3 does not
+    take, it is flattened by Gymnasium's ``FlattenObservation``.
 
     ``seed`` seeds the action space, and the first reset if that comes without a seed of its own.
     ``previous_action`` and ``previous_reward`` add the last step's to the observation (``PreviousStep``).
@@ -56,7 +55,7 @@ def make(
         raise UnknownEnvironmentError(_unknown(env_id)) from None
     if isinstance(env.unwrapped, MiniGridEnv):
         env = SymbolicObservation(env)
-    if isinstance(env.observation_space, gym.spaces.Tuple):
+    if env_id.startswith("popgym-") and isinstance(env.observation_space, gym.spaces.Tuple):
         env = gym.wrappers.FlattenObservation(env)
     if previous_action or previous_reward:
         env = PreviousStep(env, action=previous_action, reward=previous_reward)
