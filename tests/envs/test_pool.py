@@ -152,7 +152,7 @@ def test_episodes_start_in_the_step_that_ends_the_last():
     assert [info["episode"]["l"] for info in infos] == [3, 3]
 
 
-@pytest.mark.parametrize("env_id", ["fbrl/MemoryS7-View3-v0", "fbrl/MemoryS9-View3-v0", *TASKS])
+@pytest.mark.parametrize("env_id", ["fbrl/MemoryS9-View3-v0", "fbrl/MemoryS13-View3-v0", *TASKS])
 @pytest.mark.parametrize("previous", [False, True])
 def test_the_spaces_are_those_of_make(env_id, previous):
     pool = make_pool(env_id, previous_action=previous, previous_reward=previous)
@@ -168,7 +168,7 @@ def test_the_spaces_are_those_of_make(env_id, previous):
         assert pool.observation_space.contains({key: part[index] for key, part in observations.items()})
 
 
-@pytest.mark.parametrize("size", [7, 9])
+@pytest.mark.parametrize("size", [7, 9, 11, 13])
 def test_our_ids_are_minigrids_through_a_smaller_view(size):
     ours, official = f"fbrl/MemoryS{size}-View3-v0", f"MiniGrid-MemoryS{size}-v0"
     small, full = make_pool(ours), make_pool(official, agent_view_size=3)
@@ -306,7 +306,10 @@ def registered():
     del gym.registry["tests/View9-v0"], gym.registry["tests/Short-v0"]
 
 
-OTHERS = ["fbrl/TMaze-v0", "CartPole-v1", "BabyAI-GoToObj-v0", "MiniGrid-MultiRoom-N4-S5-v1", "tests/Short-v0"]
+OTHERS = [
+    *("fbrl/TMaze-v0", "fbrl/MemoryS21-v0", "fbrl/MemoryS33-View3-v0", "CartPole-v1", "BabyAI-GoToObj-v0"),
+    *("MiniGrid-MultiRoom-N4-S5-v1", "tests/Short-v0"),
+]
 
 
 @pytest.mark.parametrize("env_id", OTHERS)

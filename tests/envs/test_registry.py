@@ -14,7 +14,7 @@ import envs
 from envs import UnknownEnvironmentError, make
 from envs.registry import register_tasks
 
-OURS = ["fbrl/TMaze-v0", "fbrl/MemoryS7-View3-v0", "fbrl/MemoryS9-View3-v0"]
+OURS = ["fbrl/TMaze-v0", "fbrl/MemoryS7-View3-v0", "fbrl/MemoryS9-View3-v0", "fbrl/MazeNavigation-v0"]
 OTHERS = ["MiniGrid-MemoryS11-v0", "MiniGrid-DoorKey-5x5-v0", "BabyAI-GoToRedBallGrey-v0", "BabyAI-GoToObj-v0"]
 IDS = [*OURS, *OTHERS]
 
@@ -95,7 +95,7 @@ def test_the_small_view_never_holds_cue_and_choice(size):
     assert most_objects_in_view(f"fbrl/MemoryS{size}-View3-v0") == 1
 
 
-@pytest.mark.parametrize("size", [7, 9])
+@pytest.mark.parametrize("size", [7, 9, 11, 13])
 def test_the_small_view_is_all_that_differs(size):
     ours, official = make(f"fbrl/MemoryS{size}-View3-v0"), make(f"MiniGrid-MemoryS{size}-v0")
     assert ours.action_space == official.action_space == gym.spaces.Discrete(7)
@@ -104,6 +104,18 @@ def test_the_small_view_is_all_that_differs(size):
     official.reset(seed=5)
     assert ours.unwrapped.hash() == official.unwrapped.hash()
     assert ours.observation_space["image"].shape == (3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "view"), [("S21-View3", 21, 3), ("S33-View3", 33, 3), ("S21", 21, 7), ("S11-View3", 11, 3)]
+)
+def test_our_sizes_of_the_memory_task(name, size, view):
+    env = make(f"fbrl/Memory{name}-v0")
+    assert env.action_space == gym.spaces.Discrete(7)
+    assert (env.unwrapped.width, env.unwrapped.height, env.unwrapped.max_steps) == (size, size, 5 * size**2)
+    assert env.observation_space["image"].shape == (view, view, 3)
+    smallest = make("fbrl/MemoryS7-View3-v0" if view == 3 else "MiniGrid-MemoryS7-v0")
+    assert (env.observation_space, env.action_space) == (smallest.observation_space, smallest.action_space)
 
 
 @pytest.mark.parametrize("env_id", IDS)

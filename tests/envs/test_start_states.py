@@ -11,6 +11,7 @@ from envs import make
 from envs.start_states import FixedStart, StartStatesError, start_states
 
 COUNTS = {"S7": 16, "S9": 24, "S11": 32, "S13": 40, "S13Random": 196, "S17Random": 396}
+OUR_COUNTS = {"S11-View3": 32, "S13-View3": 40, "S21-View3": 72, "S33-View3": 120, "S21": 72}
 
 
 def state(env):
@@ -42,6 +43,14 @@ def test_counts_of_the_memory_tasks(name, count):
     starts = start_states(f"MiniGrid-Memory{name}-v0")
     assert len({start.draws for start in starts}) == len(starts) == count
     assert math.fsum(start.probability for start in starts) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize(("name", "count"), OUR_COUNTS.items())
+def test_counts_of_our_sizes(name, count):
+    """The places of the agent, size - 3, times two cues and two sides, all equally likely."""
+    starts = start_states(f"fbrl/Memory{name}-v0")
+    assert len({start.draws for start in starts}) == count
+    assert {start.probability for start in starts} == {1 / count}
 
 
 def test_probabilities_are_those_of_the_draws():
