@@ -133,6 +133,8 @@ def draw_supervised(rows: Rows) -> Figure:
     for axes in (left, right):
         axes.tick_params(labelsize=7)
         axes.grid(color="whitesmoke")
+    task = ", ".join(f"{name} {value}" for name, value in rows[0]["task"].items())
+    figure.suptitle(f"{rows[0]['name']}: {task}", fontsize=9)
     figure.legend(*left.get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=2)
     return figure
 

@@ -9,11 +9,11 @@ A program is drawn statement by statement: a kind, each as probable as the next,
 variable that has no value yet, a value out of range) is drawn again. The answer is due at the last token of ``print``.
 What is inside an ``if`` that does not hold was possible all the same.
 
-Taken from the paper and from its authors' data (facebookresearch/transformer-sequential, data/gen_data_algo_seq.py,
-read for what it makes and written anew here): the statements, the numbers, the names, 100 statements a program, 3 or
-5 variables. What differs: programs are drawn afresh for every batch, where theirs are 10,000 that are read again and
-again; each is read from an empty memory, where theirs follow one another in one stream; and a whole statement can be
-read in one step, so that a program of 24 statements takes 24 steps and not a hundred.
+Taken from the authors' own data (facebookresearch/transformer-sequential, data/gen_data_algo_seq.py, read for what it
+makes and written anew here): the statements, the numbers, the names, 100 statements a program, 3 or 5 variables. What
+differs: programs are drawn afresh for every batch, where theirs are 10,000 that are read again and again; each is read
+from an empty memory, where theirs follow one another in one stream; and a whole statement can be read in one step, so
+that a program of 48 statements takes 48 steps and not two hundred.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 NAMES = ("x", "y", "z", "p", "r")
 LOWEST, HIGHEST = 1, 10
 TOKENS = ("END", ";", "=", "++", "--", "if", "<", ">", ":", "print", *NAMES, *map(str, range(LOWEST, HIGHEST + 1)))
+CHANGES = ("=", "++", "--")
+KINDS = (*CHANGES, "if", "print")
 INDEX = {token: index for index, token in enumerate(TOKENS)}
 LONGEST = 9  # tokens of a statement: if x < y : z = 1 ;
 NO_ANSWER = -100  # what torch's cross-entropy ignores
@@ -35,17 +37,14 @@ Statement = list[str]
 Values = dict[str, int]
 
 
-def draw_statement(rng: Random, names: tuple[str, ...], values: Values) -> Statement:
+def draw_statement(rng: Random, names: tuple[str, ...], values: Values, kinds: tuple[str, ...] = KINDS) -> Statement:
     """A statement that can follow where the variables have these values."""
     while True:
-        kind = rng.choice(("=", "++", "--", "if", "print"))
-        if kind == "if":
-            statement = _condition(rng, values)
-            while statement and (inside := _simple(rng, rng.choice(("=", "++", "--")), names, values)) is None:
-                pass
-            statement = statement and [*statement, *(inside or [])]
-        else:
+        kind = rng.choice(kinds)
+        if kind != "if":
             statement = _simple(rng, kind, names, values)
+        elif statement := _condition(rng, values):
+            statement += draw_statement(rng, names, values, CHANGES)
         if statement:
             return statement
 

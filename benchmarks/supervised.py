@@ -1,8 +1,10 @@
 """The core on its own, trained by answers and not by rewards: programs and a walk (see ``programs.py``, ``walk.py``).
 
-    python -m benchmarks.supervised --task programs --variables 3 --core feedback transformer --seed 0 1 2 \
-        --json benchmarks/results/programs_3.json
-    python -m benchmarks.draw benchmarks/results/programs_3.json
+    python -m benchmarks.supervised --variables 3 --seed 0 1 --json benchmarks/results/supervised_programs_3.json
+    python -m benchmarks.supervised --variables 5 --seed 0 1 --json benchmarks/results/supervised_programs_5.json
+    python -m benchmarks.supervised --task walk --batch 32 --steps 1000 --seed 0 1 2 \
+        --json benchmarks/results/supervised_walk.json
+    python -m benchmarks.draw benchmarks/results/supervised_*[35k].json
 
 Tokens -> embeddings, summed where a step reads several, layer norm -> core -> linear -> cross-entropy where an answer
 is due. Cores: ``feedback``; ``transformer``, a plain causal one (``TransformerXL`` whose window holds the sequence),
@@ -149,7 +151,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="updates; each size has a default")
     parser.add_argument("--learning-rate", type=float, help="each size has a default")
     parser.add_argument("--batch", type=int, help="sequences an update; each size has a default")
-    parser.add_argument("--sequences", type=int, default=4000, help="held-out ones at the end (default: 4000)")
+    parser.add_argument("--sequences", type=int, default=2000, help="held-out ones at the end (default: 2000)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="that torch uses (default: 1)")
     parser.add_argument("--json", type=Path, help="the report; runs are added to it")

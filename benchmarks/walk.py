@@ -3,8 +3,8 @@
 An agent stands in a corner of a grid and looks along a side. At every step it turns left, turns right or goes one cell
 forward, each as probable as the next; at a wall it stays. The actions are read, and after each the cell is asked.
 
-The paper says that an agent walks at random in a small grid and that its cell is to be told from the actions; the
-size of the grid, the length of the walk, where it begins and what happens at a wall are ours.
+A re-creation: the authors' code (facebookresearch/transformer-sequential) holds no walk. The grid's size, the actions,
+where the walk begins, its length and what happens at a wall are ours.
 """
 
 from __future__ import annotations

@@ -357,7 +357,7 @@ ROWS = {
     ],
     "supervised": [
         {"core": core, "curve": {"steps": [1, 2], "accuracy": [0.1, 0.7]}, "baselines": {"counting": 0.5}}
-        | {"asked_by_step": [0, 40, 50], "right_by_step": [0, 30, 30]}
+        | {"asked_by_step": [0, 40, 50], "right_by_step": [0, 30, 30], "name": "walk", "task": {"side": 3}}
         for core in ("feedback", "feedback", "transformer")
     ],
 }

@@ -146,6 +146,13 @@ def test_as_many_parameters(name):
     assert twice.layers[0].w_1.out_features == size.d_feedforward
 
 
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_everything_before_is_in_sight(name):
+    size = SIZES[name]
+    assert size.programs.whole
+    assert max(size.programs.statements, size.walk.steps) <= min(size.window, size.plan.segment)
+
+
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("name", TASKS)
 def test_later_tokens_change_nothing_earlier(name, core):
