@@ -2,9 +2,13 @@
 
     python -m benchmarks.supervised --variables 3 --seed 0 1 --json benchmarks/results/supervised_programs_3.json
     python -m benchmarks.supervised --variables 5 --seed 0 1 --json benchmarks/results/supervised_programs_5.json
-    python -m benchmarks.supervised --task walk --batch 32 --steps 1000 --seed 0 1 2 \
+    python -m benchmarks.supervised --task walk --batch 32 --steps 1000 --seed 0 1 \
         --json benchmarks/results/supervised_walk.json
-    python -m benchmarks.draw benchmarks/results/supervised_*[35k].json
+    python -m benchmarks.supervised --task walk --batch 32 --steps 2000 --seed 1 \
+        --json benchmarks/results/supervised_walk_longer.json
+    python -m benchmarks.supervised --task walk --batch 32 --steps 1000 --seed 0 --learning-rate 1e-3 \
+        --json benchmarks/results/supervised_learning_rate.json
+    python -m benchmarks.draw benchmarks/results/supervised_programs_3.json [FILE.json ...]
 
 Tokens -> embeddings, summed where a step reads several, layer norm -> core -> linear -> cross-entropy where an answer
 is due. Cores: ``feedback``; ``transformer``, a plain causal one (``TransformerXL`` whose window holds the sequence),
