@@ -1,4 +1,4 @@
-"""Draws the reports of the speed benchmarks, each beside its file.
+"""Draws the reports of the benchmarks of speed and of the core on its own, each beside its file.
 
 python -m benchmarks.draw benchmarks/results/scan.json [FILE.json ...]
 """
@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
@@ -28,6 +29,11 @@ FORMS = {
     "fast_over_lucidrains": ("feedback-transformer-pytorch", "tab:orange", "s"),
     "fast_over_passes_2": ("two parallel passes", "tab:green", "d"),
     "fast_over_lstm_L": ("torch's LSTM, L layers", "tab:gray", "^"),
+}
+CORES = {
+    "feedback": ("Feedback Transformer", "tab:blue"),
+    "transformer": ("Transformer, as many layers and parameters", "tab:orange"),
+    "transformer_2x": ("Transformer, twice the layers", "tab:green"),
 }
 SHARES = {"environment": "tab:green", "acting": "tab:blue", "update": "tab:orange", "other": "lightgray"}
 Rows = list[dict[str, Any]]
@@ -107,6 +113,32 @@ def draw_latency(rows: Rows) -> Figure:
     return figure
 
 
+def draw_supervised(rows: Rows) -> Figure:
+    """Held-out accuracy while learning, a line a seed, and at the end by the step at which the answer is due."""
+    figure = plt.figure(figsize=(7, 3.2), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for core, (label, colour) in CORES.items():
+        shown = [row for row in rows if row["core"] == core]
+        for number, row in enumerate(shown):
+            seeds = f"{label} ({len(shown)} seed{'s' * (len(shown) > 1)})"
+            line = {"color": colour, "alpha": 0.7, "linewidth": 1.2, "label": None if number else seeds}
+            left.plot(row["curve"]["steps"], row["curve"]["accuracy"], **line)
+            asked, correct = np.array(row["asked_by_step"]), np.array(row["right_by_step"])
+            due = asked >= 30  # of fewer there is no share to speak of
+            right.plot(1 + np.flatnonzero(due), correct[due] / asked[due], **line)
+    for (name, accuracy), style in zip(rows[0]["baselines"].items(), (":", "--"), strict=False):
+        left.axhline(accuracy, color="black", linewidth=0.8, linestyle=style, label=f"{name} (a rule)")
+    left.set(xlabel="updates", ylabel="right answers", ylim=(0, 1.03), title="Held-out sequences")
+    right.set(xlabel="step of the sequence", title="At the end, by step")
+    for axes in (left, right):
+        axes.tick_params(labelsize=7)
+        axes.grid(color="whitesmoke")
+    task = ", ".join(f"{name} {value}" for name, value in rows[0]["task"].items())
+    figure.suptitle(f"{rows[0]['name']}: {task}", fontsize=9)
+    figure.legend(*left.get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=2)
+    return figure
+
+
 def setup_of(row: dict[str, Any]) -> str:
     """Under what contenders were compared, in words."""
     engine = "" if row["engine"] == "minigrid" else f" of {row['engine']}"
@@ -122,6 +154,7 @@ DRAWN: dict[str, Callable[[Rows], Figure]] = {
     "scan": draw_scan,
     "throughput": draw_throughput,
     "latency": draw_latency,
+    "supervised": draw_supervised,
 }
 
 
@@ -129,7 +162,7 @@ def draw(source: Path) -> Path:
     """Draws one report beside itself; raises ValueError where the file is none."""
     report = json.loads(source.read_text())
     if not isinstance(report, dict) or report.get("benchmark") not in DRAWN:
-        raise SettingsError(f"{source}: no report of a speed benchmark; expected {', '.join(DRAWN)}")
+        raise SettingsError(f"{source}: no report of a benchmark; expected {', '.join(DRAWN)}")
     try:
         figure = DRAWN[report["benchmark"]](report["rows"])
     except KeyError as error:

@@ -355,6 +355,11 @@ ROWS = {
         CORE_SIZE._asdict() | {"batch": 1, "milliseconds": {OURS: 1.0, RIVAL: 2.0}, "steps": 9, "episode": [1.0] * 3},
         CORE_SIZE._asdict() | {"batch": 3, "milliseconds": {OURS: 1.0, RIVAL: 2.0}},
     ],
+    "supervised": [
+        {"core": core, "curve": {"steps": [1, 2], "accuracy": [0.1, 0.7]}, "baselines": {"counting": 0.5}}
+        | {"asked_by_step": [0, 40, 50], "right_by_step": [0, 30, 30], "name": "walk", "task": {"side": 3}}
+        for core in ("feedback", "feedback", "transformer")
+    ],
 }
 
 
@@ -374,7 +379,7 @@ def test_draw(name, tmp_path, capsys):
 def test_draw_refuses_other_files(content, tmp_path):
     file = tmp_path / "x.json"
     file.write_text(content)
-    with pytest.raises(SettingsError, match="no report of a speed benchmark"):
+    with pytest.raises(SettingsError, match="no report of a benchmark"):
         draw.draw(file)
     assert not file.with_suffix(".png").exists()
 
