@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from benchmarks import transfer
 from benchmarks.compare import TARGET
 from benchmarks.intervals import interquartile_mean, mean, probability_of_improvement
 from benchmarks.report import ROOT
@@ -31,11 +32,13 @@ from benchmarks.suite import RESULTS, SUITES, Suite, load_suite
 from fbrl.evaluation import Estimate, wilson
 from fbrl.settings import fail
 
+PAGE = ROOT / "RESULTS.md"
 CSV = RESULTS.with_suffix(".csv")
 COLUMNS = (
     *("task", "core", "seed", "steps", "success", "success_interval", "steps_to_95", "parameters", "steps_per_second"),
     *("suite", "finished", "exact", "episodes", "return", "success_zero_memory", "best_at"),
 )
+MANY = 6  # cores: of more, curves cannot be told apart
 RIVAL = "lstm"  # what the probability of improvement is over
 Result = dict[str, Any]
 
@@ -116,7 +119,7 @@ def _interval(estimate: Estimate) -> str:
 
 
 def draw(suite: Suite, results: list[Result], target: Path) -> None:
-    """A panel for each task: every run thin, the mean of a core's runs thick, its 95 % interval as a band."""
+    """A panel for each task: learning curves, or, of more cores than can be told apart, where their runs ended."""
     tasks = [task for task in suite.tasks if any(result["task"] == task for result in results)]
     figure = plt.figure(figsize=(1 + 4.6 * len(tasks), 4.2), dpi=130, layout="constrained")
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
@@ -134,6 +137,31 @@ def draw(suite: Suite, results: list[Result], target: Path) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(target)
     plt.close(figure)
+
+
+def draw_ends(axes: Axes, results: list[Result], cores: Iterable[str]) -> None:
+    """A row for each core, a dot for each of its runs at its success, and beside it when it reached 95 %."""
+    names = list(cores)
+    for result in results:
+        at, row = result["steps_to_95"], names.index(result["core"])
+        axes.plot(result["success"], row, "o", color="tab:gray" if at is None else "tab:blue", alpha=0.6)
+    for row, name in enumerate(names):
+        reached = [r["steps_to_95"] for r in results if r["core"] == name and r["steps_to_95"]]
+        if reached:
+            axes.text(1.04, row, ", ".join(f"{at / 1e6:.2f} M" for at in sorted(reached)), va="center", fontsize=7)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel="success; beside it the steps to 95 %", xlim=(0, 1.6))
+    axes.set_xticks([0, 0.5, 1])
+
+
+def draw_curves(axes: Axes, results: list[Result], cores: Iterable[str]) -> None:
+    """Every run thin, the mean of a core's runs thick, its 95 % interval as a band."""
+    for number, core in enumerate(cores):
+        of_core = [result for result in results if result["core"] == core]
+        if of_core:
+            draw_core(axes, of_core, f"C{number}", core)
+    axes.set(xlabel="environment steps (millions)", ylim=(0, 1.03))
 
 
 def draw_core(axes: Axes, results: list[Result], colour: str, label: str) -> None:
@@ -155,10 +183,16 @@ def put_into(text: str, mark: str, content: str) -> str:
     return re.sub(pattern, lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text, flags=re.DOTALL)
 
 
+def put_transfer(text: str) -> str:
+    """The text with the table of ``benchmarks.transfer``, where that has been run."""
+    if not transfer.RESULT.is_file():
+        return text
+    return put_into(text, "transfer", transfer.table(json.loads(transfer.RESULT.read_text())))
+
+
 def main() -> None:
     """The script."""
-    page = ROOT / "RESULTS.md"
-    text, everything = page.read_text(), []
+    text, everything = PAGE.read_text(), []
     for file in sorted(SUITES.glob("*.yaml")):
         suite = load_suite(file)
         results = read_results(suite)
@@ -167,7 +201,7 @@ def main() -> None:
             draw(suite, results, RESULTS / f"{suite.name}.png")
         text = put_into(text, f"suite {suite.name}", table(suite, results))
     write_csv(everything, CSV)
-    page.write_text(text)
+    PAGE.write_text(put_transfer(text))
 
 
 if __name__ == "__main__":
