@@ -6,7 +6,8 @@
 
 ``run`` trains what has no result yet, with one thread a run, and ``--workers`` runs at a time. Ctrl-C, or a SIGTERM,
 lets every run save; the same command goes on. ``--ray`` hands the runs to a Ray cluster in the place of local
-processes (``pip install fbrl[ray]``): without an address to one on this machine alone.
+processes (``pip install fbrl[ray]``): without an address to one on this machine alone. There, ``--folder`` counts from
+the repository's root.
 
 ``record`` writes down where runs stand that have not finished, and takes over the folders of runs that were trained by
 hand, where their settings are those of a run of the suite.
@@ -26,7 +27,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,13 @@ from benchmarks.report import ROOT
 from benchmarks.suite import RESULTS, RUNS, Run, Suite, identity, load_suite
 from evaluate_agent import exhaustive
 from fbrl.evaluation import Summary, load_agent, play, summarise
-from fbrl.settings import Settings, SettingsError, fail, load_settings
+from fbrl.settings import Settings, SettingsError, fail, load_settings, one_line
 from train_agent import evaluation_envs
 
 EPISODES = 500  # of the final evaluation, where a task's start states cannot be listed
 EVALUATION_SEED = 3_000_000  # apart from the levels of training and of its evaluations
 TARGET = 0.95
+SAVING = 120  # seconds that runs on a cluster get to save
 
 
 def read_result(run: Run) -> dict[str, Any] | None:
@@ -230,32 +232,58 @@ def run_local(runs: Sequence[Run], workers: int) -> None:
 
 
 def run_ray(runs: Sequence[Run], address: str) -> None:
-    """Trains runs on a Ray cluster, one processor each; this repository must lie at the same place on each machine.
+    """Trains runs on a Ray cluster, a processor each.
+
+    This repository must lie at the same place on every machine. Run folders stay where a run was trained, so that a run
+    goes on only there, or where machines share their disks.
 
     Raises:
-        SettingsError: where Ray is not installed, or cannot be reached.
+        SettingsError: where Ray is not installed or cannot be reached, and where runs failed.
     """
     try:
         import ray
     except ModuleNotFoundError:
         raise SettingsError("--ray: Ray is not installed: pip install fbrl[ray]") from None
     try:
-        ray.init(address=address or None, log_to_driver=False, configure_logging=False)
-    except ConnectionError as error:
+        ray.init(address=address or None, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    except (ConnectionError, ValueError) as error:
         raise SettingsError(f"--ray {address}: {error}") from None
-    remote: Callable[[Run], Any] = ray.remote(num_cpus=1)(_train_here).remote
+    remote = ray.remote(num_cpus=1, max_retries=0)(_train_here).remote
     waiting = {remote(run): run for run in runs}
+    failed = 0
     try:
         while waiting:
             (done, *_), _ = ray.wait(list(waiting))
             run = waiting.pop(done)
-            _keep(run, ray.get(done))
+            try:
+                _keep(run, ray.get(done))
+            except ray.exceptions.RayError as error:  # the others go on
+                failed += 1
+                print(f"error: {run.name}: {one_line(error)}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("\nsaving all runs ...", file=sys.stderr, flush=True)
+        for reference in waiting:
+            ray.cancel(reference)
+        ray.wait(list(waiting), num_returns=len(waiting), timeout=SAVING)
+        print("stopped; the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None
     finally:
         ray.shutdown()
+    if failed:
+        raise SettingsError(f"{failed} of {len(runs)} runs failed; the same command tries them again")
 
 
 def _train_here(run: Run) -> dict[str, Any]:
-    result = Trainer().train(run)
+    """In a Ray worker, which a cancelled task reaches as Ctrl-C."""
+    os.chdir(ROOT)
+    trainer = Trainer()
+    try:
+        result = trainer.train(run)
+    except KeyboardInterrupt:
+        trainer.stop()
+        for process in trainer.running:
+            process.wait()
+        raise
     assert result is not None
     return result
 

@@ -170,6 +170,25 @@ def test_an_interrupted_suite_goes_on(tiny, tmp_path):
         assert result["finished"]
 
 
+def test_ray_trains_the_same_suite(tiny, tmp_path):
+    """On a cluster of this machine alone; skipped where Ray is not installed."""
+    pytest.importorskip("ray")
+    tiny.write_text(TINY.replace("[3, 5]", "[3]"))
+    arguments = [sys.executable, "-m", "benchmarks.compare", *command(tmp_path, tiny)]
+    done = subprocess.run([*arguments, "--ray"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for run in load_suite(tiny, tmp_path / "runs", tmp_path / "results").runs:
+        assert compare.read_result(run)["finished"]
+    again = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "tiny: 0 of 2 runs to do" in again.stdout
+
+
+def test_ray_is_asked_for_by_name_where_it_is_missing(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SettingsError, match=r"--ray: Ray is not installed: pip install fbrl\[ray\]"):
+        compare.main(command(tmp_path, tiny, "--ray"))
+
+
 def test_a_run_that_fails_is_told_and_the_others_go_on(tiny, tmp_path, capsys):
     tiny.write_text(TINY.replace("lstm: {core: {d_model: 8}}", "none: {env: {kwargs: {corridor: 0}}}"))
     with pytest.raises(SettingsError, match="cannot be made"):  # before anything is trained
