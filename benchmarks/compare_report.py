@@ -124,17 +124,17 @@ def draw(suite: Suite, results: list[Result], target: Path) -> None:
     figure = plt.figure(figsize=(1 + 4.6 * len(tasks), 4.2), dpi=130, layout="constrained")
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for task, axes in zip(tasks, panels, strict=True):
-        for number, core in enumerate(suite.cores):
-            of_cell = [result for result in results if (result["task"], result["core"]) == (task, core)]
-            if of_cell:
-                draw_core(axes, of_cell, f"C{number}", core)
-        axes.set(title=task, xlabel="environment steps (millions)", ylim=(0, 1.03))
+        of_task = [result for result in results if result["task"] == task]
+        axes.set(title=task)
         axes.grid(color="whitesmoke")
-    panels[0].set_ylabel("success, most probable action")
-    handles = {
-        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=8)
+        if len(suite.cores) > MANY:
+            draw_ends(axes, of_task, suite.cores)
+        else:
+            draw_curves(axes, of_task, suite.cores)
+    if len(suite.cores) <= MANY:
+        panels[0].set_ylabel("success, most probable action")
+        labels = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(target)
     plt.close(figure)
 
@@ -150,8 +150,7 @@ def draw_ends(axes: Axes, results: list[Result], cores: Iterable[str]) -> None:
         if reached:
             axes.text(1.04, row, ", ".join(f"{at / 1e6:.2f} M" for at in sorted(reached)), va="center", fontsize=7)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set(xlabel="success; beside it the steps to 95 %", xlim=(0, 1.6))
+    axes.set(xlabel="success; beside it the steps to 95 %", xlim=(-0.05, 1.6), ylim=(len(names) - 0.5, -0.5))
     axes.set_xticks([0, 0.5, 1])
 
 

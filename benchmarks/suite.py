@@ -78,11 +78,12 @@ class Suite:
         }
 
     def check_parameters(self) -> None:
-        """Raises SettingsError where the cores of a task differ by more than 10 % from the first one."""
+        """Raises SettingsError where an agent cannot be made, or is not of the size of its task's first within 10 %."""
+        parameters = self.parameters  # makes every agent, whether their sizes are to be equal or not
         for task in self.tasks if self.equal_parameters else ():
-            reference = self.parameters[task, self.cores[0]]
+            reference = parameters[task, self.cores[0]]
             for core in self.cores:
-                found = self.parameters[task, core]
+                found = parameters[task, core]
                 if abs(found / reference - 1) > TOLERANCE:
                     raise SettingsError(
                         f"{self.name}: on {task}, {core} must have within 10 % as many parameters as {self.cores[0]}, "

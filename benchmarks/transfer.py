@@ -3,8 +3,7 @@
     python -m benchmarks.transfer                 # plays, writes benchmarks/results/transfer.json
     python -m benchmarks.compare_report           # puts the table into RESULTS.md
 
-Every start state is played with the most probable actions where a task has few enough, 500 episodes elsewhere; and once
-more with the memory emptied before every step.
+Every start state is played with the most probable actions where a task has few enough, 500 episodes elsewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 from benchmarks.compare import summary_of
 from benchmarks.report import ROOT, conditions
 from evaluate_agent import find_agent
-from fbrl.evaluation import Estimate, Summary, load_agent
+from fbrl.evaluation import load_agent
 from fbrl.settings import SettingsError, fail
 
 RESULT = ROOT / "benchmarks" / "results" / "transfer.json"
@@ -54,28 +53,22 @@ def play_all(folder: Path, tasks: list[tuple[str, str, dict[str, Any]]]) -> list
         env = dataclasses.replace(settings.env, id=env_id, kwargs=kwargs, engine="minigrid")
         there = dataclasses.replace(settings, env=env)
         played, exact = summary_of(agent, there)
-        emptied, _ = summary_of(agent, there, zero_memory=True)
+        assert played.success is not None  # all these tasks report it
+        success, low, high = played.success
         row = {"agent": folder.name, "trained_on": settings.env.id, "trained_steps": agent.num_timesteps, "task": name}
         row |= {"env_id": env_id, "env_kwargs": kwargs, "exact": exact, "episodes": played.episodes}
-        success, low, high = _success(played)
         rows.append(row | {"success": success, "success_interval": [low, high], "return": played.returns.value})
-        rows[-1] |= {"success_zero_memory": _success(emptied).value}
-        print({key: rows[-1][key] for key in ("agent", "task", "success", "success_zero_memory", "return")}, flush=True)
+        print({key: rows[-1][key] for key in ("agent", "task", "success", "return")}, flush=True)
     return rows
-
-
-def _success(summary: Summary) -> Estimate:
-    assert summary.success is not None  # all these tasks report it
-    return summary.success
 
 
 def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
-    lines = ["| agent | task | success | return | memory emptied before every step |", "|---|---|---|---|---|"]
+    lines = ["| agent | task | success | return |", "|---|---|---|---|"]
     for row in report["rows"]:
         low, high = row["success_interval"]
         success = f"{row['success']:.2f}" + ("" if row["exact"] else f" [{low:.2f}, {high:.2f}]")
-        cells = [row["agent"], row["task"], success, f"{row['return']:.2f}", f"{row['success_zero_memory']:.2f}"]
+        cells = [row["agent"], row["task"], success, f"{row['return']:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
