@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -344,6 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.workers < 1:
         raise SettingsError(f"--workers must be at least 1, got {options.workers}")
+    torch.set_num_threads(1)  # final evaluations run beside other runs, and would get in their way
     suite = load_suite(options.suite, options.folder, options.results)
     suite.check_parameters()
     if options.command == "list":
