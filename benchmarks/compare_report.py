@@ -25,7 +25,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks import transfer
-from benchmarks.compare import TARGET
+from benchmarks.compare_results import TARGET
 from benchmarks.intervals import interquartile_mean, mean, probability_of_improvement
 from benchmarks.report import ROOT
 from benchmarks.suite import RESULTS, SUITES, Suite, load_suite

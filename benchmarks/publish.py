@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import make_result, read_result, write_result
 from benchmarks.compare_report import read_results
+from benchmarks.compare_results import make_result, read_result, write_result
 from benchmarks.suite import RUNS, Run, Suite, load_suite
 from fbrl.settings import SettingsError, fail
 

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import summary_of
+from benchmarks.compare_results import summary_of
 from benchmarks.report import ROOT, conditions
 from evaluate_agent import find_agent
 from fbrl.evaluation import load_agent

@@ -9,9 +9,10 @@ import time
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
-from benchmarks import compare, compare_report, intervals
+from benchmarks import compare, compare_report, compare_train, intervals
 from benchmarks.suite import ROOT, SUITES, load_suite
 from fbrl.settings import SettingsError
 
@@ -121,7 +122,7 @@ def test_runs_are_trained_once_and_told(tiny, tmp_path, capsys, monkeypatch):
         assert result["parameters"] == suite.parameters[run.task, run.core]
     written = [run.result_file.stat().st_mtime_ns for run in suite.runs]
 
-    monkeypatch.setattr(compare, "start", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(compare_train, "start", lambda *_: pytest.fail("trained again"))
     compare.main(command(tmp_path, tiny))
     assert "tiny: 0 of 4 runs to do" in capsys.readouterr().out
     assert [run.result_file.stat().st_mtime_ns for run in suite.runs] == written
@@ -168,6 +169,18 @@ def test_an_interrupted_suite_goes_on(tiny, tmp_path):
         assert "going on from" in folder.with_name(f"{folder.name}.log").read_text()
         result = json.loads((tmp_path / "results" / "tiny" / f"{folder.name}.json").read_text())
         assert result["finished"]
+
+
+def test_two_at_once_do_not_train_the_same_run(tiny, tmp_path, capsys):
+    tiny.write_text(TINY.replace("[3, 5]", "[3]"))
+    lock = tmp_path / "runs" / "tiny" / "maze_lstm_3.lock"
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock), pytest.raises(SettingsError, match="1 of 2 runs failed"):
+        compare.main(command(tmp_path, tiny, "--workers", "1"))
+    assert "maze_lstm_3: another process trains it" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "tiny" / "maze_lstm_3").exists()
+    compare.main(command(tmp_path, tiny, "--workers", "1"))
+    assert "tiny: 1 of 2 runs to do" in capsys.readouterr().out
 
 
 def test_ray_trains_the_same_suite(tiny, tmp_path):
