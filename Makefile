@@ -5,16 +5,16 @@ CONFIG ?= configs/tmaze.yaml
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 RESULTS := benchmarks/results
-ENVPOOL := .venv/.installed-envpool
+EXTRAS := .venv/.installed-extras
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-envpool lint format bench
+.PHONY: help train test test-slow test-extras lint format bench
 
 help:
 	@echo 'make train         train the agent of CONFIG ($(CONFIG)) and compare it with the memoryless control'
 	@echo 'make test          the tests, about a minute'
 	@echo 'make test-slow     the learning tests, minutes'
-	@echo 'make test-envpool  installs EnvPool (300 MB to download, 740 MB on disk) and runs its tests'
+	@echo 'make test-extras   installs EnvPool and Ray (400 MB to download, 1 GB on disk) and runs their tests'
 	@echo 'make lint          ruff and mypy'
 	@echo 'make format        ruff, rewriting files'
 	@echo 'make bench         the speed of the scan, of training and of predict, beside others; an hour on two cores'
@@ -25,8 +25,8 @@ $(INSTALLED): setup.cfg constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-$(ENVPOOL): $(INSTALLED)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[envpool]'
+$(EXTRAS): $(INSTALLED)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[envpool,ray]'
 	touch $@
 
 train: $(INSTALLED)
@@ -38,8 +38,8 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow and not gpu' --numprocesses=auto --durations=0
 
-test-envpool: $(ENVPOOL)
-	$(BIN)/python -m pytest -m 'not slow and not gpu' -k pool
+test-extras: $(EXTRAS)
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -k 'pool or test_ray'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -1,6 +1,6 @@
 """EnvPoolVecEnv: from equal states it goes the way of minigrid, and episodes end as Stable-Baselines3 asks.
 
-The tests that need EnvPool are left out where it is not installed; ``make test-envpool`` installs it.
+The tests that need EnvPool are left out where it is not installed; ``make test-extras`` installs it.
 """
 
 import pickle
