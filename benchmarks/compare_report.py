@@ -64,7 +64,10 @@ def _as_cell(value: Any) -> Any:
 
 
 def table(suite: Suite, results: list[Result]) -> str:
-    """A suite's runs as Markdown: a row for each core on each task, and for each core on all tasks together."""
+    """A suite's runs as Markdown: a row for each core on each task, and on all together if it has as many seeds of each.
+
+    Of a single seed there is no interval, and no core is called better than another.
+    """
     done = [result for result in results if result["finished"]]
     planned = len({run.seed for run in suite.runs})
     rows = [
@@ -82,7 +85,7 @@ def table(suite: Suite, results: list[Result]) -> str:
     if len(suite.tasks) > 1:
         for core in suite.cores:
             by_task = [[r for r in done if (r["task"], r["core"]) == (task, core)] for task in suite.tasks]
-            if all(by_task):
+            if len(by_task[0]) >= 2 and len({len(of_task) for of_task in by_task}) == 1:
                 seeds = " + ".join(str(len(of_task)) for of_task in by_task)
                 cells = ["all", core, "", seeds, *_cells(by_task, _scores(done, suite.tasks, RIVAL), core)]
                 rows.append(f"| {' | '.join(cells)} |")
@@ -105,7 +108,7 @@ def _cells(by_task: list[list[Result]], rival: list[np.ndarray[Any, Any]], core:
     scores = [np.array([result["success"] for result in of_task]) for of_task in by_task]
     solved = wilson(sum(result["success"] >= TARGET for result in results), len(results))
     better = ""
-    if core != RIVAL and all(len(task) for task in rival):
+    if core != RIVAL and min(len(task) for task in (*scores, *rival)) >= 2:
         better = _interval(probability_of_improvement(scores, rival))
     reached = sorted(result["steps_to_95"] or math.inf for result in results)
     steps = ", ".join("never" if math.isinf(at) else f"{at / 1e6:.2f} M" for at in reached)

@@ -234,10 +234,26 @@ def test_the_table_of_a_suite(tiny):
     ]
     rows = compare_report.table(suite, results).splitlines()[2:]
     assert rows == [
-        "| maze | feedback | 1,234 | 2 of 2 | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] | 1.00 | 1.00 [0.34, 1.00] "
+        "| maze | feedback | 1,234 | 2 of 2 | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |  | 1.00 [0.34, 1.00] "
         "| 0.50 M, 0.50 M |",
         "| maze | lstm | 1,234 | 1 of 2, unfinished: 0.40 at 2.00 M | 0.50 | 0.50 |  | 0.00 [0.00, 0.79] | never |",
     ]
+    results[-1] = result("lstm", 5, 1.0)
+    assert "| 0.75 [0.50, 1.00] | 1.00 [0.34, 1.00] |" in compare_report.table(suite, results).splitlines()[2]
+
+
+def test_all_tasks_together_where_each_has_as_many_seeds(tiny):
+    second = (
+        "  hall:\n    env: {id: fbrl/TMaze-v0, n_envs: 2}\n    ppo: {n_steps: 32, batch_size: 64, seq_len: 16}\ncores:"
+    )
+    tiny.write_text(TINY.replace("cores:", second))
+    suite = load_suite(tiny)
+    results = [result("feedback", seed, success, task="maze") for seed, success in ((3, 1.0), (5, 0.5))]
+    results.append(result("feedback", 3, 1.0, task="hall"))
+    assert not any(row.startswith("| all") for row in compare_report.table(suite, results).splitlines())
+    results.append(result("feedback", 5, 1.0, task="hall"))
+    (row,) = [row for row in compare_report.table(suite, results).splitlines() if row.startswith("| all")]
+    assert row.startswith("| all | feedback |  | 2 + 2 | 0.88 [0.75, 1.00] |")
 
 
 def test_tables_go_between_their_marks():
