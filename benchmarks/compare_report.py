@@ -64,7 +64,7 @@ def _as_cell(value: Any) -> Any:
 
 
 def table(suite: Suite, results: list[Result]) -> str:
-    """A suite's runs as Markdown: a row for each core on each task, and on all together if it has as many seeds of each.
+    """A suite's runs as Markdown: a row for each core on each task, and on all if it has as many seeds of each.
 
     Of a single seed there is no interval, and no core is called better than another.
     """
