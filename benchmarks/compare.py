@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.workers < 1:
         raise SettingsError(f"--workers must be at least 1, got {options.workers}")
+    if options.runs and options.command != "record":
+        raise SettingsError(f"{options.command} takes no run folders, got {options.runs[0]}; --only chooses runs")
     torch.set_num_threads(1)  # final evaluations run beside other runs, and would get in their way
     suite = load_suite(options.suite, options.folder, options.results)
     suite.check_parameters()
@@ -65,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record(suite, options.runs)
     else:
         results = {run: read_result(run) for run in suite.runs if options.only in run.name}
+        if not results:
+            raise SettingsError(f"--only {options.only}: no run of {suite.name}; such as {suite.runs[0].name}")
         to_do = [run for run, result in results.items() if result is None or not result["finished"]]
         print(f"{suite.name}: {len(to_do)} of {len(results)} runs to do", flush=True)
         if options.ray is None:

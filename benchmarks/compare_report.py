@@ -25,7 +25,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks import transfer
-from benchmarks.compare_results import TARGET
+from benchmarks.compare_results import TARGET, read_result
 from benchmarks.intervals import interquartile_mean, mean, probability_of_improvement
 from benchmarks.report import ROOT
 from benchmarks.suite import RESULTS, SUITES, Suite, load_suite
@@ -45,7 +45,7 @@ Result = dict[str, Any]
 
 def read_results(suite: Suite) -> list[Result]:
     """The results that a suite has so far, finished or not, in its order."""
-    return [json.loads(run.result_file.read_text()) for run in suite.runs if run.result_file.is_file()]
+    return [result for result in map(read_result, suite.runs) if result is not None]
 
 
 def write_csv(results: Iterable[Result], path: Path) -> None:
@@ -93,11 +93,11 @@ def table(suite: Suite, results: list[Result]) -> str:
 
 
 def _unfinished(begun: list[Result]) -> str:
-    return "unfinished: " + ", ".join(f"{r['success']:.2f} at {r['steps'] / 1e6:.2f} M" for r in begun)
+    return "unfinished: " + ", ".join(f"{score(r):.2f} at {r['steps'] / 1e6:.2f} M" for r in begun)
 
 
 def _scores(done: list[Result], tasks: Iterable[str], core: str) -> list[np.ndarray[Any, Any]]:
-    return [np.array([r["success"] for r in done if (r["task"], r["core"]) == (task, core)]) for task in tasks]
+    return [np.array([score(r) for r in done if (r["task"], r["core"]) == (task, core)]) for task in tasks]
 
 
 def _cells(by_task: list[list[Result]], rival: list[np.ndarray[Any, Any]], core: str) -> list[str]:
@@ -105,14 +105,21 @@ def _cells(by_task: list[list[Result]], rival: list[np.ndarray[Any, Any]], core:
     results = [result for of_task in by_task for result in of_task]
     if not results:
         return [""] * 5
-    scores = [np.array([result["success"] for result in of_task]) for of_task in by_task]
-    solved = wilson(sum(result["success"] >= TARGET for result in results), len(results))
+    scores = [np.array([score(result) for result in of_task]) for of_task in by_task]
+    reports = all(result["success"] is not None for result in results)
+    solved = _interval(wilson(sum(result["success"] >= TARGET for result in results), len(results))) if reports else ""
     better = ""
     if core != RIVAL and min(len(task) for task in (*scores, *rival)) >= 2:
         better = _interval(probability_of_improvement(scores, rival))
     reached = sorted(result["steps_to_95"] or math.inf for result in results)
     steps = ", ".join("never" if math.isinf(at) else f"{at / 1e6:.2f} M" for at in reached)
-    return [_interval(mean(scores)), _interval(interquartile_mean(scores)), better, _interval(solved), steps]
+    middle = _interval(interquartile_mean(scores)) if len(results) >= 4 else ""  # of fewer, no quarter is left out
+    return [_interval(mean(scores)), middle, better, solved, steps]
+
+
+def score(result: Result) -> float:
+    """The success; of a task that reports none, the return."""
+    return float(result["return"] if result["success"] is None else result["success"])
 
 
 def _interval(estimate: Estimate) -> str:
@@ -147,7 +154,7 @@ def draw_ends(axes: Axes, results: list[Result], cores: Iterable[str]) -> None:
     names = list(cores)
     for result in results:
         at, row = result["steps_to_95"], names.index(result["core"])
-        axes.plot(result["success"], row, "o", color="tab:gray" if at is None else "tab:blue", alpha=0.6)
+        axes.plot(score(result), row, "o", color="tab:gray" if at is None else "tab:blue", alpha=0.6)
     for row, name in enumerate(names):
         reached = [r["steps_to_95"] for r in results if r["core"] == name and r["steps_to_95"]]
         if reached:
@@ -167,15 +174,25 @@ def draw_curves(axes: Axes, results: list[Result], cores: Iterable[str]) -> None
 
 
 def draw_core(axes: Axes, results: list[Result], colour: str, label: str) -> None:
-    """One core's runs on one task; a run that ended because it had succeeded keeps its last value."""
-    curves = [(np.array(r["evaluations"]["timesteps"]), np.array(r["evaluations"]["success"], float)) for r in results]
-    for steps, success in curves:
-        axes.plot(steps / 1e6, success, color=colour, alpha=0.25, linewidth=0.8)
+    """One core's runs on one task; the mean is of those that have finished.
+
+    A finished run that ended before its budget had succeeded, and keeps its last value.
+    """
+    curves = []
+    for result in results:
+        evaluations = result["evaluations"]
+        values = [r if s is None else s for s, r in zip(evaluations["success"], evaluations["return"], strict=True)]
+        steps, scores = np.array(evaluations["timesteps"]), np.array(values)
+        axes.plot(steps / 1e6, scores, color=colour, alpha=0.25, linewidth=0.8)
+        if result["finished"]:
+            curves.append((steps, scores))
+    if not curves:
+        return
     grid = np.linspace(max(steps[0] for steps, _ in curves), max(steps[-1] for steps, _ in curves), 60)
-    values = np.array([np.interp(grid, steps, success) for steps, success in curves])
-    axes.plot(grid / 1e6, values.mean(axis=0), color=colour, linewidth=2.2, label=label)
+    means = np.array([np.interp(grid, steps, scores) for steps, scores in curves])
+    axes.plot(grid / 1e6, means.mean(axis=0), color=colour, linewidth=2.2, label=label)
     if len(curves) > 1:
-        band = [mean([at]) for at in values.T]
+        band = [mean([at]) for at in means.T]
         axes.fill_between(grid / 1e6, [e.low for e in band], [e.high for e in band], color=colour, alpha=0.12)
 
 

@@ -32,19 +32,21 @@ def read_result(run: Run) -> dict[str, Any] | None:
     if not run.result_file.is_file():
         return None
     result: dict[str, Any] = json.loads(run.result_file.read_text())
-    if differs := _differences(result["settings"], identity(run.settings)):
+    if differs := differences(result["settings"], identity(run.settings)):
         raise SettingsError(
             f"{run.result_file}: made with other settings than {run.suite} says ({differs}); move it away"
         )
     return result
 
 
-def _differences(made_with: dict[str, Any], asked: dict[str, Any]) -> str:
+def differences(made_with: dict[str, Any], asked: dict[str, Any]) -> str:
+    """The settings of ``asked`` that a result was made without, as text; empty where there is none."""
+    defaults = identity(Settings())  # an older result lacks newer settings
     found = [
-        f"{group}.{key} {made_with[group].get(key)}, not {value}"
+        f"{group}.{key} {made_with[group].get(key, defaults[group][key])}, not {value}"
         for group, values in asked.items()
         for key, value in values.items()
-        if made_with[group].get(key, value) != value
+        if made_with[group].get(key, defaults[group][key]) != value
     ]
     return "; ".join(found)
 
@@ -128,10 +130,15 @@ def record(suite: Suite, folders: Sequence[Path]) -> None:
     """
     for folder in folders:
         settings = load_settings(folder / "config.yaml")
-        twins = [run for run in suite.runs if not _differences(identity(settings), identity(run.settings))]
+        twins = [run for run in suite.runs if not differences(identity(settings), identity(run.settings))]
         if not twins:
             raise SettingsError(f"{folder}: no run of {suite.name} has its settings")
-        keep(twins[0], make_result(twins[0], folder))
+        old, new = read_result(twins[0]), make_result(twins[0], folder)
+        if old is not None and old["steps"] >= new["steps"]:
+            raise SettingsError(
+                f"{folder}: {twins[0].result_file} has {old['steps']:,} steps already, this {new['steps']:,}"
+            )
+        keep(twins[0], new)
     for run in [] if folders else suite.runs:
         old = read_result(run)
         if (old is None or not old["finished"]) and (run.folder / "best.zip").is_file():

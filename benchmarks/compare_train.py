@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -11,9 +13,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import IO, Any
 
 from benchmarks.compare_results import keep, make_result
 from benchmarks.report import ROOT
@@ -21,6 +21,7 @@ from benchmarks.suite import Run
 from fbrl.settings import SettingsError, one_line
 
 SAVING = 120  # seconds that runs on a cluster get to save
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, a terminal that is closed
 
 
 class Trainer:
@@ -39,21 +40,22 @@ class Trainer:
         """
         folder = run.folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(folder.with_name(f"{folder.name}.lock"), timeout=0):
-                return self._train(run, folder)
-        except Timeout:
-            raise RuntimeError(f"{run.suite} {run.name}: another process trains it in {folder}") from None
+        with folder.with_name(f"{folder.name}.lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RuntimeError(f"{run.suite} {run.name}: another process trains it in {folder}") from None
+            return self._train(run, folder, lock)
 
-    def _train(self, run: Run, folder: Path) -> dict[str, Any] | None:
+    def _train(self, run: Run, folder: Path, lock: IO[str]) -> dict[str, Any] | None:
         if not (folder / "finished").exists():
             log = folder.with_name(f"{folder.name}.log")
             with self._lock:
                 if self.stopped:
                     return None
-                process = start(run, folder, log)
+                process = start(run, folder, log, lock)
                 self.running.add(process)
-            code = process.wait()
+            code = wait(process)
             self.running.discard(process)
             if self.stopped:
                 return None
@@ -67,11 +69,18 @@ class Trainer:
         with self._lock:
             self.stopped = True
             for process in self.running:
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # and no Ctrl-C, which processes that Ray starts do not hear
 
 
-def start(run: Run, folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Starts ``train_agent.py`` on a run; what it prints is added to ``log``."""
+def wait(process: subprocess.Popen[bytes]) -> int:
+    """Waits for the exit code, in steps: a wait in one go keeps Ray from stopping it."""
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=0.5)
+
+
+def start(run: Run, folder: Path, log: Path, lock: IO[str]) -> subprocess.Popen[bytes]:
+    """Starts ``train_agent.py`` on a run, which holds ``lock`` too; what it prints is added to ``log``."""
     command = [sys.executable, str(ROOT / "train_agent.py")]
     if (folder / "resume.pkl").is_file():
         command += ["--resume", str(folder)]
@@ -82,13 +91,15 @@ def start(run: Run, folder: Path, log: Path) -> subprocess.Popen[bytes]:
         run.settings.save(config)
         command += ["--config", str(config)]
     with log.open("ab") as output:
-        # a session of its own: Ctrl-C reaches the trainer alone, which hands it on once
+        # a session of its own: Ctrl-C reaches the trainer alone, which hands it on once; should the trainer be killed,
+        # the run trains on, and holds its lock
         return subprocess.Popen(
             command,
             stdout=output,
             stderr=output,
             env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             start_new_session=True,
+            pass_fds=[lock.fileno()],
         )
 
 
@@ -99,18 +110,19 @@ def run_local(runs: Sequence[Run], workers: int) -> None:
     def one(run: Run) -> str | None:
         try:
             result = trainer.train(run)
-        except (RuntimeError, OSError, ValueError) as error:  # the others go on
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        except Exception as error:  # whatever a training or an evaluation raises: the others go on
+            print(f"error: {run.name}: {one_line(error)}", file=sys.stderr, flush=True)
             return str(error)
         if result is not None:
             keep(run, result)
         return None
 
     def stop(number: int, frame: object) -> None:
-        print("\nsaving all runs ...", file=sys.stderr, flush=True)
-        threading.Thread(target=trainer.stop).start()
+        if not trainer.stopped:  # once more would end the runs without saving
+            print("\nsaving all runs ...", file=sys.stderr, flush=True)
+            threading.Thread(target=trainer.stop).start()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in ENDS}
     try:
         with ThreadPoolExecutor(workers) as pool:
             failed = [error for error in pool.map(one, runs) if error]
@@ -141,6 +153,8 @@ def run_ray(runs: Sequence[Run], address: str) -> None:
         ray.init(address=address or None, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     except (ConnectionError, ValueError) as error:
         raise SettingsError(f"--ray {address}: {error}") from None
+    for number in ENDS[1:]:  # as Ctrl-C; Ray has set handlers of its own
+        signal.signal(number, signal.default_int_handler)
     remote = ray.remote(num_cpus=1, max_retries=0)(_train_here).remote
     waiting = {remote(run): run for run in runs}
     failed = 0
@@ -175,7 +189,7 @@ def _train_here(run: Run) -> dict[str, Any]:
     except KeyboardInterrupt:
         trainer.stop()
         for process in trainer.running:
-            process.wait()
+            wait(process)
         raise
     assert result is not None
     return result

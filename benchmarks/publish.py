@@ -1,8 +1,10 @@
 """Puts the agent of a finished run of a suite into agents/, with its model card.
 
     python -m benchmarks.publish benchmarks/suites/recall_far.yaml MemoryS11_feedback_0 agents/memory_s11
+    python -m benchmarks.publish cards
 
-The card says how the runs of all seeds went, and not only the one whose agent is published.
+The card says how the runs of all seeds went, and not only the one whose agent is published: ``cards`` writes all cards
+anew once more of them have finished.
 """
 
 from __future__ import annotations
@@ -10,15 +12,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.compare_report import read_results
-from benchmarks.compare_results import make_result, read_result, write_result
-from benchmarks.suite import RUNS, Run, Suite, load_suite
-from fbrl.settings import SettingsError, fail
+from benchmarks.compare_results import differences, make_result, read_result, write_result
+from benchmarks.report import ROOT
+from benchmarks.suite import RUNS, SUITES, Run, Suite, identity, load_suite
+from fbrl.settings import SettingsError, fail, load_settings
+
+OF_A_RUN = ("task", "core", "seed")
 
 
 def publish(suite: Suite, run: Run, source: Path, folder: Path) -> None:
@@ -31,29 +37,32 @@ def publish(suite: Suite, run: Run, source: Path, folder: Path) -> None:
         raise SettingsError(f"{folder}: exists already and would be overwritten; give a new folder")
     if not (source / "finished").exists():
         raise SettingsError(f"{source}: holds no finished run")
+    if found := differences(identity(load_settings(source / "config.yaml")), identity(run.settings)):
+        raise SettingsError(f"{source}: made with other settings than {run.name} ({found})")
+    result = make_result(run, source)
     if read_result(run) is None:
-        write_result(run, make_result(run, source))
-    result = read_result(run)
-    assert result is not None
+        write_result(run, result)
     folder.mkdir(parents=True)
     for name in ("best.zip", "versions.json"):
         shutil.copy(source / name, folder / name)
     nowhere = dataclasses.replace(run.settings.run, folder="runs", name=None)
     dataclasses.replace(run.settings, run=nowhere).save(folder / "config.yaml")
     (folder / "evaluation.json").write_text(json.dumps(_but_settings(result), indent=1) + "\n")
-    others = [r for r in read_results(suite) if (r["task"], r["core"]) == (run.task, run.core) and r["finished"]]
-    (folder / "README.md").write_text(card(suite, run, result, others, folder.name))
+    (folder / "README.md").write_text(card(suite, folder))
 
 
 def _but_settings(result: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key not in ("settings", "versions")}
 
 
-def card(suite: Suite, run: Run, result: dict[str, Any], all_seeds: list[dict[str, Any]], name: str) -> str:
-    """The model card, in Markdown."""
-    settings, versions = run.settings, result["versions"]
+def card(suite: Suite, folder: Path) -> str:
+    """The model card of a published agent of a suite, in Markdown."""
+    result, versions = (json.loads((folder / name).read_text()) for name in ("evaluation.json", "versions.json"))
+    (run,) = (run for run in suite.runs if (run.task, run.core, run.seed) == tuple(result[key] for key in OF_A_RUN))
+    settings, name = run.settings, folder.name
+    all_seeds = [r for r in read_results(suite) if (r["task"], r["core"]) == (run.task, run.core) and r["finished"]]
     kwargs = "".join(f", {key} {value}" for key, value in settings.env.kwargs.items())
-    low, high = result["success_interval"]
+    low, high = result["success_interval"] or (math.nan, math.nan)
     how = (
         f"all {result['episodes']} start states, exact" if result["exact"] else f"95 % interval {low:.3f} to {high:.3f}"
     )
@@ -63,7 +72,7 @@ def card(suite: Suite, run: Run, result: dict[str, Any], all_seeds: list[dict[st
     ppo = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(settings.ppo).items() if value is not None)
     emptied = result["success_zero_memory"]
     rows = [
-        f"| {r['seed']} | {r['success']:.3f} | {r['best_at']:,} | {r['steps']:,} |"
+        f"| {r['seed']} | {_share(r['success'])} | {r['best_at']:,} | {r['steps']:,} |"
         for r in sorted(all_seeds, key=lambda r: r["seed"])
     ]
     packages = ", ".join(
@@ -77,9 +86,9 @@ def card(suite: Suite, run: Run, result: dict[str, Any], all_seeds: list[dict[st
             "",
             "| | |",
             "|---|---|",
-            f"| success, most probable actions | {result['success']:.3f} ({how}) |",
+            f"| success, most probable actions | {_share(result['success'])} ({how}) |",
             f"| return | {result['return']:.3f} |",
-            f"| success with its memory emptied before every step | {'-' if emptied is None else f'{emptied:.3f}'} |",
+            f"| success with its memory emptied before every step | {_share(emptied)} |",
             f"| seed, environment steps of this agent | {run.seed}, {result['best_at']:,} |",
             f"| environments | {settings.env.n_envs}, engine {settings.env.engine} |",
             f"| core | {core} |",
@@ -97,22 +106,38 @@ def card(suite: Suite, run: Run, result: dict[str, Any], all_seeds: list[dict[st
             "",
             "```sh",
             f"python evaluate_agent.py agents/{name}" + (" --exhaustive" if result["exact"] else " --deterministic"),
-            f"python -m benchmarks.compare run benchmarks/suites/{suite.name}.yaml --only {run.name}",
+            f"python train_agent.py --config agents/{name}/config.yaml",
             "```",
             "",
         ]
     )
 
 
+def _share(value: float | None) -> str:
+    return "not reported" if value is None else f"{value:.3f}"
+
+
+def write_cards(agents: Path) -> None:
+    """Writes the cards of all agents anew."""
+    for file in sorted(agents.glob("*/evaluation.json")):
+        suite = load_suite(SUITES / f"{json.loads(file.read_text())['suite']}.yaml")
+        (file.parent / "README.md").write_text(card(suite, file.parent))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suite", type=Path, help="YAML file, see benchmarks/suite.py")
-    parser.add_argument("run", help="TASK_CORE_SEED")
-    parser.add_argument("agent", type=Path, help="new folder in agents/")
+    parser.add_argument("suite", type=Path, help="YAML file, see benchmarks/suite.py; or cards")
+    parser.add_argument("run", nargs="?", help="TASK_CORE_SEED")
+    parser.add_argument("agent", nargs="?", type=Path, help="new folder in agents/")
     parser.add_argument("--folder", type=Path, default=RUNS, help=f"where runs are (default: {RUNS})")
     parser.add_argument("--from", dest="source", type=Path, help="run folder, where it was trained by hand")
     options = parser.parse_args(arguments)
+    if str(options.suite) == "cards":
+        write_cards(ROOT / "agents")
+        return
+    if options.agent is None:
+        parser.error("expected SUITE RUN AGENT, or cards")
     suite = load_suite(options.suite, options.folder)
     found = [run for run in suite.runs if run.name == options.run]
     if not found:

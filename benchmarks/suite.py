@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from benchmarks.report import ROOT
-from fbrl.settings import GROUPS, Settings, SettingsError, one_line, settings_from
+from fbrl.settings import GROUPS, Settings, SettingsError, load_settings, one_line, settings_from
 from train_agent import evaluation_envs, make_model
 
 SUITES = ROOT / "benchmarks" / "suites"
@@ -143,9 +143,16 @@ def _check_keys(path: Path, said: Any) -> None:
             if not isinstance(differs, dict) or not set(differs) <= allowed:
                 groups = ", ".join(sorted(allowed))
                 raise SettingsError(f"{path}: {key}.{name} must hold any of {groups}, got {differs}")
+            for group, values in differs.items():
+                if not isinstance(values, str if group == "config" else dict):
+                    kind = "a file" if group == "config" else "a mapping of settings"
+                    raise SettingsError(f"{path}: {key}.{name}.{group} must be {kind}, got {values}")
     seeds = said["seeds"]
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise SettingsError(f"{path}: seeds must be a list of whole numbers from 0 on, got {seeds}")
+    names = [f"{task}_{core}_{seed}" for task, core, seed in itertools.product(said["tasks"], said["cores"], seeds)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise SettingsError(f"{path}: every run must have a name of its own, got {', '.join(twice)} twice")
     if said.get("parameters", "equal") not in ("equal", "free"):
         raise SettingsError(f"{path}: parameters must be equal or free, got {said['parameters']}")
 
@@ -155,9 +162,10 @@ def _settings(path: Path, said: dict[str, Any], task: str, core: str, seed: int,
     merged: dict[str, Any] = {group: {} for group in GROUPS}
     config = ROOT / on_task.get("config", "")
     if "config" in on_task:
-        if not config.is_file():
-            raise SettingsError(f"{path}: tasks.{task}.config {on_task['config']}: no such file")
-        _merge(merged, yaml.safe_load(config.read_text()))
+        try:
+            _merge(merged, asdict(load_settings(config)))
+        except SettingsError as error:
+            raise SettingsError(f"{path}: tasks.{task}.config: {error}") from None
     _merge(merged, {key: group for key, group in on_task.items() if key != "config"})
     _merge(merged, {"core": {"name": core}} if "name" not in with_core.get("core", {}) else {})
     _merge(merged, with_core)

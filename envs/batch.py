@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
@@ -96,7 +97,7 @@ def check_actions(actions: NDArray[np.int64], space: spaces.Discrete) -> None:
 
 def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
     """Raises ValueError where the argument is not a whole number from ``least`` to ``most``."""
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_whole or value < least or (most is not None and value > most):
         allowed = f"at least {least}" if most is None else f"{least} to {most}"
         raise ValueError(f"{name} must be a whole number, {allowed}, got {value}")

@@ -13,6 +13,8 @@ from minigrid.core.mission import MissionSpace
 from minigrid.core.world_object import Floor, Goal, Wall
 from minigrid.minigrid_env import MiniGridEnv
 
+from envs.batch import check_whole
+
 Cell = tuple[int, int]
 Pose = tuple[Cell, int]
 """A cell (column, row) and where the agent faces, 0..3: right, down, left, up."""
@@ -56,11 +58,12 @@ class MazeNavigation(MiniGridEnv):
     """
 
     def __init__(self, size: int = 9, visits: int = 12, max_steps: int | None = None, **kwargs: Any) -> None:
-        if size not in range(5, 14, 2):
-            raise ValueError(f"size must be odd and in 5..13, not {size}")
-        for name, value in (("visits", visits), ("max_steps", max_steps)):
-            if value is not None and not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"{name} must be a whole number from 1, not {value}")
+        check_whole("size", size, 5, 13)
+        if size % 2 == 0:
+            raise ValueError(f"size must be odd, got {size}")
+        check_whole("visits", visits, 1)
+        if max_steps is not None:
+            check_whole("max_steps", max_steps, 1)
         self.visits = visits
         self.arrivals = 0
         self.goal: Cell = (1, 1)

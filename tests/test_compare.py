@@ -1,6 +1,7 @@
 """Suites of runs: read, trained, never trained twice, taken up again, told in tables."""
 
 import csv
+import fcntl
 import json
 import signal
 import subprocess
@@ -9,7 +10,6 @@ import time
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from PIL import Image
 
 from benchmarks import compare, compare_report, compare_train, intervals
@@ -73,7 +73,14 @@ def test_a_task_starts_from_a_configuration(tmp_path):
         ("  maze:", "  ma/ze:", "tasks must map names of letters"),
         ("parameters: free", "parameters: some", "parameters must be equal or free, got some"),
         ("id: fbrl/TMaze-v0", "id: [", "not a YAML file"),
-        ("    env:", "    config: nowhere.yaml\n    env:", "tasks.maze.config nowhere.yaml: no such file"),
+        (
+            "seeds: [3, 5]",
+            "seeds: [3, 3]",
+            "every run must have a name of its own, got maze_feedback_3, maze_l",
+        ),
+        ("lstm: {core: {d_model: 8}}", "lstm: {core: 8}", "cores.lstm.core must be a mapping of settings, got 8"),
+        ("    env:", "    config: 3\n    env:", "tasks.maze.config must be a file, got 3"),
+        ("    env:", "    config: nowhere.yaml\n    env:", "tasks.maze.config: .*nowhere.yaml: no such file"),
     ],
 )
 def test_a_bad_suite_is_refused_in_one_line(tiny, old, new, message):
@@ -171,12 +178,39 @@ def test_an_interrupted_suite_goes_on(tiny, tmp_path):
         assert result["finished"]
 
 
+def test_what_is_asked_for_in_vain_is_refused(tiny, tmp_path):
+    with pytest.raises(SettingsError, match="--only zzz: no run of tiny; such as maze_feedback_3"):
+        compare.main(command(tmp_path, tiny, "--only", "zzz"))
+    with pytest.raises(SettingsError, match="run takes no run folders, got x"):
+        compare.main(["run", str(tiny), "x"])
+
+
+def test_a_folder_is_taken_over_once(tiny, tmp_path):
+    """What was trained by hand becomes the result of the run that has its settings; less never replaces more."""
+    tiny.write_text(TINY.replace("[3, 5]", "[3]"))
+    compare.main(command(tmp_path, tiny))
+    suite = load_suite(tiny, tmp_path / "runs", tmp_path / "results")
+    run = suite.runs[0]
+    written = run.result_file.read_text()
+    run.result_file.unlink()
+    compare.record(suite, [run.folder])
+    assert run.result_file.read_text() == written
+    with pytest.raises(SettingsError, match="has 128 steps already, this 128"):
+        compare.record(suite, [run.folder])
+    config = run.folder / "config.yaml"
+    config.write_text(config.read_text().replace("gamma: 0.99", "gamma: 0.5"))
+    with pytest.raises(SettingsError, match="no run of tiny has its settings"):
+        compare.record(suite, [run.folder])
+
+
 def test_two_at_once_do_not_train_the_same_run(tiny, tmp_path, capsys):
     tiny.write_text(TINY.replace("[3, 5]", "[3]"))
     lock = tmp_path / "runs" / "tiny" / "maze_lstm_3.lock"
     lock.parent.mkdir(parents=True)
-    with FileLock(lock), pytest.raises(SettingsError, match="1 of 2 runs failed"):
-        compare.main(command(tmp_path, tiny, "--workers", "1"))
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(SettingsError, match="1 of 2 runs failed"):
+            compare.main(command(tmp_path, tiny, "--workers", "1"))
     assert "maze_lstm_3: another process trains it" in capsys.readouterr().err
     assert not (tmp_path / "runs" / "tiny" / "maze_lstm_3").exists()
     compare.main(command(tmp_path, tiny, "--workers", "1"))
@@ -234,9 +268,8 @@ def test_the_table_of_a_suite(tiny):
     ]
     rows = compare_report.table(suite, results).splitlines()[2:]
     assert rows == [
-        "| maze | feedback | 1,234 | 2 of 2 | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |  | 1.00 [0.34, 1.00] "
-        "| 0.50 M, 0.50 M |",
-        "| maze | lstm | 1,234 | 1 of 2, unfinished: 0.40 at 2.00 M | 0.50 | 0.50 |  | 0.00 [0.00, 0.79] | never |",
+        "| maze | feedback | 1,234 | 2 of 2 | 1.00 [1.00, 1.00] |  |  | 1.00 [0.34, 1.00] | 0.50 M, 0.50 M |",
+        "| maze | lstm | 1,234 | 1 of 2, unfinished: 0.40 at 2.00 M | 0.50 |  |  | 0.00 [0.00, 0.79] | never |",
     ]
     results[-1] = result("lstm", 5, 1.0)
     assert "| 0.75 [0.50, 1.00] | 1.00 [0.34, 1.00] |" in compare_report.table(suite, results).splitlines()[2]
@@ -253,7 +286,13 @@ def test_all_tasks_together_where_each_has_as_many_seeds(tiny):
     assert not any(row.startswith("| all") for row in compare_report.table(suite, results).splitlines())
     results.append(result("feedback", 5, 1.0, task="hall"))
     (row,) = [row for row in compare_report.table(suite, results).splitlines() if row.startswith("| all")]
-    assert row.startswith("| all | feedback |  | 2 + 2 | 0.88 [0.75, 1.00] |")
+    assert row.startswith("| all | feedback |  | 2 + 2 | 0.88 [0.75, 1.00] | 1.00 [")  # the middle two of 0.5, 1, 1, 1
+
+
+def test_a_task_that_reports_no_success_is_compared_by_its_return(tiny):
+    scored = result("feedback", 3, 1.0) | {"success": None, "return": -0.25, "steps_to_95": None}
+    row = compare_report.table(load_suite(tiny), [scored]).splitlines()[2]
+    assert row == "| maze | feedback | 1,234 | 1 of 2 | -0.25 |  |  |  | never |"
 
 
 def test_tables_go_between_their_marks():

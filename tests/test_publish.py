@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import publish, transfer
 from benchmarks.compare import main as compare
-from benchmarks.suite import ROOT
+from benchmarks.suite import ROOT, SUITES
 from evaluate_agent import find_agent
 from fbrl.evaluation import load_agent
 from fbrl.settings import SettingsError
@@ -44,7 +44,7 @@ def test_a_published_agent_plays_and_has_its_card(trained, tmp_path):
     text = (tmp_path / "agent" / "README.md").read_text()
     assert f"| success, most probable actions | {result['success']:.3f} (all 2 start states, exact) |" in text
     assert f"| 3 | {result['success']:.3f} | 64 | 64 |" in text
-    assert "compare run benchmarks/suites/tiny.yaml --only maze_gru_3" in text
+    assert "python train_agent.py --config agents/agent/config.yaml" in text
     assert str(tmp_path) not in text
     with pytest.raises(SettingsError, match="agent: exists already"):
         publish.publish(trained, run, run.folder, tmp_path / "agent")
@@ -66,14 +66,23 @@ def test_a_run_that_has_not_finished_is_not_published(trained, tmp_path):
     assert not (tmp_path / "agent").exists()
 
 
+def test_a_run_with_other_settings_is_not_published(trained, tmp_path):
+    run = trained.runs[0]
+    config = run.folder / "config.yaml"
+    config.write_text(config.read_text().replace("gamma: 0.99", "gamma: 0.5"))
+    with pytest.raises(SettingsError, match=r"made with other settings than maze_gru_3 \(ppo.gamma 0.5, not 0.99\)"):
+        publish.publish(trained, run, run.folder, tmp_path / "agent")
+    assert not (tmp_path / "agent").exists()
+
+
 def test_an_unknown_run_is_refused(tmp_path):
     with pytest.raises(SettingsError, match=r"x_y_0: no run of recall_far; such as MemoryS11_feedback_0"):
         publish.main([str(ROOT / "benchmarks/suites/recall_far.yaml"), "x_y_0", str(tmp_path / "agent")])
 
 
-@pytest.mark.parametrize("card", sorted((ROOT / "agents").glob("*/README.md")), ids=lambda card: card.parent.name)
-def test_committed_cards_say_what_their_evaluation_says(card):
-    result = json.loads((card.parent / "evaluation.json").read_text())
-    assert f"| success, most probable actions | {result['success']:.3f} (" in card.read_text()
-    agent = load_agent(card.parent / "best.zip", "cpu")
-    assert agent.num_timesteps == result["best_at"]
+@pytest.mark.parametrize("folder", sorted((ROOT / "agents").iterdir()), ids=lambda folder: folder.name)
+def test_committed_cards_say_what_the_results_say(folder):
+    result = json.loads((folder / "evaluation.json").read_text())
+    suite = publish.load_suite(SUITES / f"{result['suite']}.yaml")
+    assert (folder / "README.md").read_text() == publish.card(suite, folder)
+    assert load_agent(folder / "best.zip", "cpu").num_timesteps == result["best_at"]

@@ -319,11 +319,12 @@ def test_success_in_the_last_step_allowed():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"size": 8}, r"^size must be odd and in 5\.\.13, not 8$"),
-        ({"size": 15}, r"^size must be odd and in 5\.\.13, not 15$"),
-        ({"visits": 0}, r"^visits must be a whole number from 1, not 0$"),
-        ({"visits": 2.5}, r"^visits must be a whole number from 1, not 2\.5$"),
-        ({"max_steps": 0}, r"^max_steps must be a whole number from 1, not 0$"),
+        ({"size": 8}, r"^size must be odd, got 8$"),
+        ({"size": 15}, r"^size must be a whole number, 5 to 13, got 15$"),
+        ({"size": 9.0}, r"^size must be a whole number, 5 to 13, got 9.0$"),
+        ({"visits": 0}, r"^visits must be a whole number, at least 1, got 0$"),
+        ({"visits": 2.5}, r"^visits must be a whole number, at least 1, got 2\.5$"),
+        ({"max_steps": 0}, r"^max_steps must be a whole number, at least 1, got 0$"),
     ],
 )
 def test_wrong_arguments(kwargs, message):
