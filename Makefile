@@ -12,7 +12,7 @@ EXTRAS := .venv/.installed-extras
 
 help:
 	@echo 'make train         train the agent of CONFIG ($(CONFIG)) and compare it with the memoryless control'
-	@echo 'make test          the tests, about a minute'
+	@echo 'make test          the tests, three minutes'
 	@echo 'make test-slow     the learning tests, minutes'
 	@echo 'make test-extras   installs EnvPool and Ray (400 MB to download, 1 GB on disk) and runs their tests'
 	@echo 'make lint          ruff and mypy'

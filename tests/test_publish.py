@@ -1,6 +1,7 @@
 """Agents in agents/: what is kept of a run, and how agents are played on other tasks."""
 
 import json
+import shutil
 
 import pytest
 
@@ -24,13 +25,20 @@ seeds: [3]
 """
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("suite")
+    (folder / "tiny.yaml").write_text(SUITE)
+    folders = ["--folder", str(folder / "runs"), "--results", str(folder / "results")]
+    compare(["run", str(folder / "tiny.yaml"), "--workers", "1", *folders])
+    return folder
+
+
 @pytest.fixture
-def trained(tmp_path):
-    file = tmp_path / "tiny.yaml"
-    file.write_text(SUITE)
-    folders = ["--folder", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    compare(["run", str(file), "--workers", "1", *folders])
-    return publish.load_suite(file, tmp_path / "runs", tmp_path / "results")
+def trained(trained_once, tmp_path):
+    """A suite whose only run has finished; the test's own copy."""
+    shutil.copytree(trained_once, tmp_path, dirs_exist_ok=True)
+    return publish.load_suite(tmp_path / "tiny.yaml", tmp_path / "runs", tmp_path / "results")
 
 
 def test_a_published_agent_plays_and_has_its_card(trained, tmp_path):
