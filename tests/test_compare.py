@@ -111,7 +111,9 @@ def test_cores_of_unequal_size_are_refused(tiny):
 
 @pytest.mark.parametrize("file", sorted(SUITES.glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_suites_of_this_repository_are_fair(file):
-    load_suite(file).check_parameters()
+    suite = load_suite(file)
+    suite.check_parameters()  # raises where they are not
+    assert set(suite.parameters) == {(task, core) for task in suite.tasks for core in suite.cores}
 
 
 def test_runs_are_trained_once_and_told(tiny, tmp_path, capsys, monkeypatch):
