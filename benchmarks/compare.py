@@ -36,8 +36,7 @@ def list_runs(suite: Suite) -> None:
     """What is done, what is not, and how many parameters each core has on each task."""
     for run in suite.runs:
         result = read_result(run)
-        state = "to do" if result is None else as_line(result)
-        print(state if result else f"{run.task:24} {run.core:16} seed {run.seed}  {state}")
+        print(as_line(result) if result else f"{run.task:24} {run.core:16} seed {run.seed}  to do")
     for (task, core), parameters in suite.parameters.items():
         print(f"{task:24} {core:16} {parameters:,} parameters")
 

@@ -59,19 +59,25 @@ def test_looking_back_earns_one(corridor):
 
 @pytest.mark.parametrize("corridor", [1, 3])
 def test_no_memoryless_policy_earns_more_than_half_in_the_active_maze(corridor):
-    returns = []
-    for actions in itertools.product((FORWARD, UP, DOWN, BACK), repeat=4):
-        policy = lambda seen, actions=actions: actions[seen[-1]]  # noqa: E731
-        returns.append(np.mean([play(policy, cue, corridor, "fbrl/ActiveTMaze-v0")[0] for cue in (0, 1)]))
+    def mean_return(actions):
+        def policy(seen):
+            return actions[seen[-1]]
+
+        return np.mean([play(policy, cue, corridor, "fbrl/ActiveTMaze-v0")[0] for cue in (0, 1)])
+
+    returns = [mean_return(actions) for actions in itertools.product((FORWARD, UP, DOWN, BACK), repeat=4)]
     assert len(returns) == 256
     assert max(returns) == 0.5
 
 
-def test_memory_alone_earns_half_in_the_active_maze():
+@pytest.mark.parametrize("turn", [UP, DOWN])
+def test_memory_alone_earns_half_in_the_active_maze(turn):
     """Whoever never steps back knows nothing."""
-    for turn in (UP, DOWN):
-        walk = lambda seen, turn=turn: turn if seen[-1] == JUNCTION else FORWARD  # noqa: E731
-        assert sum(play(walk, cue, 10, "fbrl/ActiveTMaze-v0")[0] for cue in (0, 1)) == 1.0
+
+    def walk(seen):
+        return turn if seen[-1] == JUNCTION else FORWARD
+
+    assert sum(play(walk, cue, 10, "fbrl/ActiveTMaze-v0")[0] for cue in (0, 1)) == 1.0
 
 
 @pytest.mark.parametrize("cue", [0, 1])
