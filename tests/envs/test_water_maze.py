@@ -4,6 +4,8 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy.optimize import LinearConstraint, milp
+from scipy.sparse import lil_array
 
 from envs import make
 from envs.water_maze import WaterMaze
@@ -11,8 +13,20 @@ from tests.envs.batch_tasks import start_all
 
 ID = "fbrl/WaterMaze-v0"
 UP, DOWN, LEFT, RIGHT = range(4)
-ROUND = "\n".join([">>>>>>v", "^v<<<<<", "^>>>>>v", "^v<<<<<", "^>>>>>v", "^vv<v<v", "^<<^<^<"])  # all but one cell
-CLOCKWISE = "\n".join([">>>>>>v", *["^>>>>>v"] * 5, "^<<<<<<"])  # right to the wall, and along the walls
+# Of a policy without memory: where it looks for the goal, along all cells, and how it comes back, by size.
+ROUND = {
+    2: ">v\n^<",
+    4: "\n".join([">>>v", "^v<<", "^>>v", "^<<<"]),
+    6: "\n".join([">>>>>v", "^v<<<<", "^>>>>v", "^v<<<<", "^>>>>v", "^<<<<<"]),
+    7: "\n".join([">>>>>>v", "^v<<<<<", "^>>>>>v", "^v<<<<<", "^>>>>>v", "^vv<v<v", "^<<^<^<"]),  # all but one
+}
+BACK = {
+    2: "v<\n>^",
+    4: "\n".join([">>>v", "^>>v", "^<<v", "^<<<"]),
+    6: "\n".join(["v<<<<<", "vvv^^^", "vvv^^^", "v>v^^^", "vvv^^^", ">>>>>^"]),
+    7: "\n".join([">>>>>>v", *["^>>>>>v"] * 5, "^<<<<<<"]),  # right to the wall, and along the walls
+}
+BEST = {2: 8, 4: 74, 6: 256}  # W, of the docstring
 
 
 def all_episodes(size, **kwargs):
@@ -64,7 +78,7 @@ class Expert:
         return np.where(found, towards(place, self.goal), search)
 
 
-@pytest.mark.parametrize("size", [2, 3, 4, 7])
+@pytest.mark.parametrize("size", [2, 3, 6, 7])
 def test_the_expert_always_comes_back(size):
     """On every goal, every first and every second cell."""
     task = all_episodes(size)
@@ -92,24 +106,81 @@ def bound(size, slack=0):
     return sum(row + column + slack for row, column in product(far, far)) / (cells * (cells - 1))
 
 
-def test_a_scripted_policy_without_memory():
-    success, _ = play(all_episodes(7), arrows(ROUND, CLOCKWISE))
+@pytest.mark.parametrize("size", BEST)
+def test_the_best_without_memory_is_attained(size):
+    success, _ = play(all_episodes(size), arrows(ROUND[size], BACK[size]))
+    assert success.mean() == pytest.approx(BEST[size] / (size**2 * (size**2 - 1)), abs=1e-12)
+    assert success.mean() <= bound(size)
+
+
+@pytest.mark.parametrize("size", [2, 4, pytest.param(6, marks=pytest.mark.slow)])
+def test_nothing_without_memory_is_better(size):
+    assert round(longest_ways(size)) == BEST[size]
+
+
+def longest_ways(size):
+    """W, by integer programming.
+
+    ``way[s, q, c, a]``: the way from s, which takes directions of quadrant q alone, leaves c by a. Shortest ways are
+    those that take no two opposite directions. ``arrow[c, a]``: all ways leave c by a.
+    """
+    step = {UP: (-1, 0), DOWN: (1, 0), LEFT: (0, -1), RIGHT: (0, 1)}
+    cells, quadrants = list(product(range(size), repeat=2)), list(product((UP, DOWN), (LEFT, RIGHT)))
+    number = {}  # of each variable
+    rows = []  # sums of variables that are at most 0; with a None among them, at most 1
+
+    def neighbour(cell, direction):
+        there = tuple(np.add(cell, step[direction]))
+        return there if there in cells else None
+
+    def variable(*name):
+        return number.setdefault(name, len(number))
+
+    for cell in cells:
+        rows.append([None, *((variable("arrow", cell, a), 1) for a in step)])
+        rows.append([None, *((variable("starts", cell, q), 1) for q in quadrants)])
+    leaving = {}  # (cell, direction) -> ways that do
+    for start, q in product(cells, quadrants):
+        places = [c for c in cells if all((np.subtract(c, start) * np.add(step[q[0]], step[q[1]])) >= 0)]
+        ways = {(c, a): variable("way", start, q, c, a) for c in places for a in q if neighbour(c, a)}
+        for (c, a), way in ways.items():
+            leaving.setdefault((start, c, a), []).append(way)
+        for c in places:
+            comes = [variable("starts", start, q)] if c == start else []
+            comes += [way for (before, a), way in ways.items() if neighbour(before, a) == c]
+            rows.append([*((ways[c, a], 1) for a in q if (c, a) in ways), *((way, -1) for way in comes)])
+    for (_, c, a), ways in leaving.items():
+        rows.append([*((way, 1) for way in ways), (variable("arrow", c, a), -1)])
+
+    matrix, most = lil_array((len(rows), len(number))), np.array([None in row for row in rows], dtype=float)
+    for index, row in enumerate(rows):
+        for column, factor in filter(None, row):
+            matrix[index, column] = factor
+    gain = np.array([-1.0 if name[0] == "way" else 0.0 for name in number])
+    whole = np.array([name[0] == "arrow" for name in number], dtype=int)
+    found = milp(gain, integrality=whole, bounds=(0, 1), constraints=LinearConstraint(matrix.tocsr(), ub=most))
+    assert found.success, found.message
+    return -found.fun
+
+
+def test_a_scripted_policy_on_an_odd_size():
+    success, _ = play(all_episodes(7), arrows(ROUND[7], BACK[7]))
     assert success.mean() == pytest.approx(0.1607, abs=5e-5)
     assert bound(7) == pytest.approx(0.1964, abs=5e-5)
 
 
 def test_slack_lets_more_ways_count():
-    success, _ = play(all_episodes(7, slack=2), arrows(ROUND, CLOCKWISE))
+    success, _ = play(all_episodes(7, slack=2), arrows(ROUND[7], BACK[7]))
     assert 0.1607 < success.mean() <= bound(7, 2) < 0.25
 
 
-def test_no_memoryless_way_back_is_better_than_the_bound():
-    """All 4^4 on 2 x 2 cells, with a search that always finds; the best attains the bound."""
+def test_all_ways_back_without_memory_on_the_smallest_size():
+    """All 4^4 on 2 x 2 cells, with a search that always finds: the best is that of the integer program."""
     successes = []
     for a, b, c, d in product("^v<>", repeat=4):
-        success, _ = play(all_episodes(2), arrows(">v\n^<", f"{a}{b}\n{c}{d}"))
+        success, _ = play(all_episodes(2), arrows(ROUND[2], f"{a}{b}\n{c}{d}"))
         successes.append(success.mean())
-    assert max(successes) == pytest.approx(bound(2), abs=1e-12) == pytest.approx(2 / 3)
+    assert max(successes) == pytest.approx(BEST[2] / 12, abs=1e-12)
 
 
 def test_an_episode():
