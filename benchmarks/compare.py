@@ -4,10 +4,10 @@
     python -m benchmarks.compare record SUITE.yaml [RUN ...]
     python -m benchmarks.compare list SUITE.yaml
 
-``run`` trains what has no result yet, with one thread a run, and ``--workers`` runs at a time. Ctrl-C, or a SIGTERM,
-lets every run save; the same command goes on. ``--ray`` hands the runs to a Ray cluster in the place of local
-processes (``pip install fbrl[ray]``): without an address to one on this machine alone. There, ``--folder`` counts from
-the repository's root.
+``run`` trains what has no result yet, in this suite or, with the same settings, in another, with one thread a run, and
+``--workers`` runs at a time. Ctrl-C, or a SIGTERM, lets every run save; the same command goes on. ``--ray`` hands the
+runs to a Ray cluster in the place of local processes (``pip install fbrl[ray]``): without an address to one on this
+machine alone. There, ``--folder`` counts from the repository's root.
 
 ``record`` writes down where runs stand that have not finished, and takes over the folders of runs that were trained by
 hand, where their settings are those of a run of the suite.
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.compare_results import as_line, read_result, record
+from benchmarks.compare_results import as_line, read_result, record, take_over
 from benchmarks.compare_train import run_local, run_ray
 from benchmarks.suite import RESULTS, RUNS, Suite, load_suite
 from fbrl.settings import SettingsError, fail
@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not results:
             raise SettingsError(f"--only {options.only}: no run of {suite.name}; such as {suite.runs[0].name}")
         to_do = [run for run, result in results.items() if result is None or not result["finished"]]
+        to_do = [run for run in to_do if not take_over(run)]
         print(f"{suite.name}: {len(to_do)} of {len(results)} runs to do", flush=True)
         if options.ray is None:
             run_local(to_do, options.workers)

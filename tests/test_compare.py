@@ -137,6 +137,16 @@ def test_runs_are_trained_once_and_told(tiny, tmp_path, capsys, monkeypatch):
     assert "tiny: 0 of 2 runs to do" in capsys.readouterr().out
     assert [run.result_file.stat().st_mtime_ns for run in suite.runs] == written
 
+    other = tmp_path / "other.yaml"  # under other names, but with the settings of one run
+    other.write_text(tiny.read_text().replace("maze:", "alley:").replace("lstm: {core: {", "L: {core: {name: gru, "))
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "run_local", lambda to_do, _: to_train.extend(run.name for run in to_do))
+        to_train: list[str] = []
+        compare.main(command(tmp_path, other))
+    assert to_train == ["alley_L_5"]
+    taken = json.loads((tmp_path / "results" / "other" / "alley_feedback_5.json").read_text())
+    assert taken == results[0] | {"suite": "other", "task": "alley"}
+
     compare_report.write_csv(results, tmp_path / "x.csv")
     rows = list(csv.DictReader((tmp_path / "x.csv").read_text().splitlines()))
     assert [row["seed"] for row in rows] == ["5", "5"]
