@@ -48,7 +48,7 @@ from fbrl.distributed import (
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
 from fbrl.evaluation import load_agent, play, summarise
 from fbrl.ppo import check_spaces
-from fbrl.runs import create_run, load_checkpoint, run_folder
+from fbrl.runs import create_run, load_checkpoint, note_resumed, run_folder
 from fbrl.settings import (
     EnvSettings,
     OneLineParser,
@@ -198,6 +198,7 @@ def train(settings: Settings, resume: Path | None = None) -> Path:
         folder = resume
         model = load_checkpoint(folder, settings, env)
         check_agent(folder / "last.zip", model, settings)
+        of_first(partial(note_resumed, folder, model.num_timesteps))
         say(f"{folder}: going on from {model.num_timesteps:,} of {settings.ppo.timesteps:,} steps")
     again = f"{launcher()} train_agent.py --resume {folder}"
     try:

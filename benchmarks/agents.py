@@ -19,7 +19,7 @@ from sb3_contrib.ppo_recurrent.policies import MultiInputLstmPolicy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from benchmarks.report import ROOT, SEED
+from benchmarks.report import ROOT, SEED, parameters
 from fbrl import MemoryPPO
 from fbrl.encoders import MiniGridEncoder
 from fbrl.settings import Settings, load_settings
@@ -61,7 +61,7 @@ def make_agent(name: str, settings: Settings) -> OnPolicyAlgorithm:
     """One agent with environments of its own, on the CPU."""
     env = make_envs(settings.env, settings.run.seed, settings.env.n_envs)
     ours = make_model(settings, env)
-    return ours if name == OURS else make_rival(name == SHARED, settings, env, parameters(ours))
+    return ours if name == OURS else make_rival(name == SHARED, settings, env, parameters(ours.policy))
 
 
 def make_rival(shared: bool, settings: Settings, env: VecEnv, wanted: int) -> RecurrentPPO:
@@ -78,17 +78,12 @@ def make_rival(shared: bool, settings: Settings, env: VecEnv, wanted: int) -> Re
         policy = MultiInputLstmPolicy(
             env.observation_space, env.action_space, lambda _: 0.0, lstm_hidden_size=width, **policy_kwargs
         )
-        return sum(parameter.numel() for parameter in policy.parameters())
+        return parameters(policy)
 
     widths = range(1, 1000)
     policy_kwargs["lstm_hidden_size"] = widths[bisect.bisect_right(widths, wanted, key=count) - 1]
     kwargs: dict[str, Any] = {name: getattr(settings.ppo, name) for name in ALIKE}
     return RecurrentPPO(MultiInputLstmPolicy, env, policy_kwargs=policy_kwargs, seed=SEED, device="cpu", **kwargs)
-
-
-def parameters(agent: OnPolicyAlgorithm) -> int:
-    """How many numbers the agent learns."""
-    return sum(parameter.numel() for parameter in agent.policy.parameters())
 
 
 def check_parameters(counts: dict[str, int]) -> None:

@@ -10,12 +10,11 @@ many of how many those are is told beside it.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 
@@ -24,13 +23,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks import transfer
+from benchmarks import curves, supervised, transfer
 from benchmarks.compare_results import TARGET, read_result
 from benchmarks.intervals import interquartile_mean, mean, probability_of_improvement
 from benchmarks.report import ROOT
 from benchmarks.suite import RESULTS, SUITES, Suite, load_suite
 from fbrl.evaluation import Estimate, wilson
-from fbrl.settings import fail
+from fbrl.settings import SettingsError, fail
 
 PAGE = ROOT / "RESULTS.md"
 CSV = RESULTS.with_suffix(".csv")
@@ -40,6 +39,8 @@ COLUMNS = (
 )
 MANY = 6  # cores: of more, curves cannot be told apart
 RIVAL = "lstm"  # what the probability of improvement is over
+ENOUGH = 3  # seeds of both cores, at least, before one is called better than the other
+COLOURS = ("feedback", "transformer_xl", "lstm", "gru", "memoryless", "frame_stack")  # alike in all pictures
 Result = dict[str, Any]
 
 
@@ -66,30 +67,28 @@ def _as_cell(value: Any) -> Any:
 def table(suite: Suite, results: list[Result]) -> str:
     """A suite's runs as Markdown: a row for each core on each task, and on all if it has as many seeds of each.
 
-    Of a single seed there is no interval, and no core is called better than another.
+    Of a single seed there is no interval. A column that would be empty is left out.
     """
     done = [result for result in results if result["finished"]]
     planned = len({run.seed for run in suite.runs})
-    rows = [
-        "| task | core | parameters | seeds | success | IQM | better than LSTM | solved | steps to 95 % |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for task in suite.tasks:
         for core in suite.cores:
             of_cell = [result for result in done if (result["task"], result["core"]) == (task, core)]
             begun = [r for r in results if (r["task"], r["core"]) == (task, core) and not r["finished"]]
             seeds = f"{len(of_cell)} of {planned}" + (f", {_unfinished(begun)}" if begun else "")
             parameters = f"{of_cell[0]['parameters']:,}" if of_cell else ""
-            cells = [task, core, parameters, seeds, *_cells([of_cell], _scores(done, [task], RIVAL), core)]
-            rows.append(f"| {' | '.join(cells)} |")
+            rows.append([task, core, parameters, seeds, *_cells([of_cell], _scores(done, [task], RIVAL), core)])
     if len(suite.tasks) > 1:
         for core in suite.cores:
             by_task = [[r for r in done if (r["task"], r["core"]) == (task, core)] for task in suite.tasks]
             if len(by_task[0]) >= 2 and len({len(of_task) for of_task in by_task}) == 1:
                 seeds = " + ".join(str(len(of_task)) for of_task in by_task)
-                cells = ["all", core, "", seeds, *_cells(by_task, _scores(done, suite.tasks, RIVAL), core)]
-                rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+                rows.append(["all", core, "", seeds, *_cells(by_task, _scores(done, suite.tasks, RIVAL), core)])
+    head = ["task", "core", "parameters", "seeds", "success", "IQM", "better than LSTM", "solved", "steps to 95 %"]
+    columns = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
+    head, *rows = map(list, zip(*columns, strict=True))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
 def _unfinished(begun: list[Result]) -> str:
@@ -109,7 +108,7 @@ def _cells(by_task: list[list[Result]], rival: list[np.ndarray[Any, Any]], core:
     reports = all(result["success"] is not None for result in results)
     solved = _interval(wilson(sum(result["success"] >= TARGET for result in results), len(results))) if reports else ""
     better = ""
-    if core != RIVAL and min(len(task) for task in (*scores, *rival)) >= 2:
+    if core != RIVAL and min(len(task) for task in (*scores, *rival)) >= ENOUGH:
         better = _interval(probability_of_improvement(scores, rival))
     reached = sorted(result["steps_to_95"] or math.inf for result in results)
     steps = ", ".join("never" if math.isinf(at) else f"{at / 1e6:.2f} M" for at in reached)
@@ -150,11 +149,14 @@ def draw(suite: Suite, results: list[Result], target: Path) -> None:
 
 
 def draw_ends(axes: Axes, results: list[Result], cores: Iterable[str]) -> None:
-    """A row for each core, a dot for each of its runs at its success, and beside it when it reached 95 %."""
+    """A row for each core, a dot for each of its runs at its success, hollow where it has not finished, and beside it
+    when they reached 95 %.
+    """
     names = list(cores)
     for result in results:
         at, row = result["steps_to_95"], names.index(result["core"])
-        axes.plot(score(result), row, "o", color="tab:gray" if at is None else "tab:blue", alpha=0.6)
+        fill: Literal["full", "none"] = "full" if result["finished"] else "none"
+        axes.plot(score(result), row, "o", color="tab:gray" if at is None else "tab:blue", alpha=0.6, fillstyle=fill)
     for row, name in enumerate(names):
         reached = [r["steps_to_95"] for r in results if r["core"] == name and r["steps_to_95"]]
         if reached:
@@ -169,7 +171,8 @@ def draw_curves(axes: Axes, results: list[Result], cores: Iterable[str]) -> None
     for number, core in enumerate(cores):
         of_core = [result for result in results if result["core"] == core]
         if of_core:
-            draw_core(axes, of_core, f"C{number}", core)
+            place = COLOURS.index(core) if core in COLOURS else len(COLOURS) + number
+            draw_core(axes, of_core, f"C{place}", core)
     axes.set(xlabel="environment steps (millions)", ylim=(0, 1.03))
 
 
@@ -197,30 +200,39 @@ def draw_core(axes: Axes, results: list[Result], colour: str, label: str) -> Non
 
 
 def put_into(text: str, mark: str, content: str) -> str:
-    """The text with what stands between ``<!-- mark -->`` and ``<!-- end -->`` replaced; unchanged without the mark."""
+    """The text with what stands between ``<!-- mark -->`` and ``<!-- end -->`` replaced.
+
+    Raises:
+        SettingsError: where there is no such mark.
+    """
     pattern = rf"(<!-- {re.escape(mark)} -->\n).*?(<!-- end -->)"
-    return re.sub(pattern, lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text, flags=re.DOTALL)
+    text, found = re.subn(pattern, lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text, flags=re.DOTALL)
+    if not found:
+        raise SettingsError(
+            f"{PAGE.name}: holds no <!-- {mark} --> followed by <!-- end -->, between which a table goes"
+        )
+    return text
 
 
-def put_transfer(text: str) -> str:
-    """The text with the table of ``benchmarks.transfer``, where that has been run."""
-    if not transfer.RESULT.is_file():
-        return text
-    return put_into(text, "transfer", transfer.table(json.loads(transfer.RESULT.read_text())))
+def put_others(text: str) -> str:
+    """The text with the tables that are not of suites: their module makes each from result files of its own."""
+    for module in (transfer, supervised, curves):
+        text = put_into(text, module.__name__.partition(".")[2], module.table())
+    return text
 
 
 def main() -> None:
     """The script."""
-    text, everything = PAGE.read_text(), []
+    text, everything = put_others(PAGE.read_text()), []
     for file in sorted(SUITES.glob("*.yaml")):
         suite = load_suite(file)
         results = read_results(suite)
         everything += results
+        text = put_into(text, f"suite {suite.name}", table(suite, results))
         if results:
             draw(suite, results, RESULTS / f"{suite.name}.png")
-        text = put_into(text, f"suite {suite.name}", table(suite, results))
     write_csv(everything, CSV)
-    PAGE.write_text(put_transfer(text))
+    PAGE.write_text(text)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks.report import parameters
 from benchmarks.suite import Run, Suite, identity
 from evaluate_agent import exhaustive
 from fbrl.evaluation import Summary, load_agent, play, summarise
@@ -62,8 +63,19 @@ def summary_of(agent: PPO, settings: Settings, zero_memory: bool = False) -> tup
         return summarise(played), False
 
 
+def check_folder(run: Run, folder: Path) -> None:
+    """Raises SettingsError where a folder holds a run that was trained with other settings."""
+    if found := differences(identity(load_settings(folder / "config.yaml")), identity(run.settings)):
+        raise SettingsError(f"{folder}: made with other settings than {run.name} ({found}); move it away")
+
+
 def make_result(run: Run, folder: Path) -> dict[str, Any]:
-    """What a run's folder says, and how well the agent of its best evaluation does."""
+    """What a run's folder says, and how well the agent of its best evaluation does.
+
+    Raises:
+        SettingsError: where the folder holds a run that was trained with other settings.
+    """
+    check_folder(run, folder)
     agent = load_agent(folder / "best.zip", "cpu")
     summary, exact = summary_of(agent, run.settings)
     lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
@@ -83,7 +95,7 @@ def make_result(run: Run, folder: Path) -> dict[str, Any]:
         "return": summary.returns.value,
         "success_zero_memory": _without_memory(agent, run.settings),
         "steps_to_95": next((line["timesteps"] for line in lines if (line["success"] or 0) >= TARGET), None),
-        "parameters": sum(parameter.numel() for parameter in agent.policy.parameters()),
+        "parameters": parameters(agent.policy),
         "steps_per_second": float(np.median(speeds)) if speeds else None,
         "evaluations": {key: [line[key] for line in lines] for key in ("timesteps", "success", "return", "length")},
         "settings": identity(run.settings),
@@ -134,10 +146,9 @@ def record(suite: Suite, folders: Sequence[Path]) -> None:
         if not twins:
             raise SettingsError(f"{folder}: no run of {suite.name} has its settings")
         old, new = read_result(twins[0]), make_result(twins[0], folder)
-        if old is not None and old["steps"] >= new["steps"]:
-            raise SettingsError(
-                f"{folder}: {twins[0].result_file} has {old['steps']:,} steps already, this {new['steps']:,}"
-            )
+        if old is not None and (old["finished"] or old["steps"] >= new["steps"]):
+            held = "is finished" if old["finished"] else f"has {old['steps']:,} steps already, this {new['steps']:,}"
+            raise SettingsError(f"{folder}: {twins[0].result_file} {held}")
         keep(twins[0], new)
     for run in [] if folders else suite.runs:
         old = read_result(run)
@@ -150,12 +161,15 @@ def take_over(run: Run) -> bool:
     for file in sorted(run.result_file.parents[1].glob("*/*.json")):
         result = json.loads(file.read_text())
         if result["finished"] and not differences(result["settings"], identity(run.settings)):
-            keep(run, result | {"suite": run.suite, "task": run.task, "core": run.core, "seed": run.seed})
+            names = {"suite": run.suite, "task": run.task, "core": run.core, "seed": run.seed}
+            keep(run, result | names | {"taken_from": result.get("taken_from") or result["suite"]})
             return True
     return False
 
 
 def keep(run: Run, result: dict[str, Any]) -> None:
-    """Writes a result and prints it."""
-    write_result(run, result)
+    """Writes a result and prints it; one that is finished stays as it is."""
+    old = read_result(run)
+    if old is None or not old["finished"]:
+        write_result(run, result)
     print(as_line(result), flush=True)

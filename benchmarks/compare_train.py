@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.compare_results import keep, make_result
+from benchmarks.compare_results import check_folder, keep, make_result, read_result
 from benchmarks.report import ROOT
 from benchmarks.suite import Run
 from fbrl.settings import SettingsError, one_line
@@ -37,6 +38,7 @@ class Trainer:
 
         Raises:
             RuntimeError: where the training fails, the message names its log; and where another process trains it.
+            SettingsError: where its folder holds a run that was trained with other settings.
         """
         folder = run.folder
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +50,11 @@ class Trainer:
             return self._train(run, folder, lock)
 
     def _train(self, run: Run, folder: Path, lock: IO[str]) -> dict[str, Any] | None:
+        result = read_result(run)  # another process may have finished it since
+        if result is not None and result["finished"]:
+            return result
+        if (folder / "config.yaml").is_file():
+            check_folder(run, folder)
         if not (folder / "finished").exists():
             log = folder.with_name(f"{folder.name}.log")
             with self._lock:
@@ -68,7 +75,7 @@ class Trainer:
         """Lets all runs save and end."""
         with self._lock:
             self.stopped = True
-            for process in self.running:
+            for process in list(self.running):  # others take theirs out meanwhile
                 process.terminate()  # and no Ctrl-C, which processes that Ray starts do not hear
 
 
@@ -150,7 +157,7 @@ def run_ray(runs: Sequence[Run], address: str) -> None:
     except ModuleNotFoundError:
         raise SettingsError("--ray: Ray is not installed: pip install fbrl[ray]") from None
     try:
-        ray.init(address=address or None, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        ray.init(address=address or None, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (ConnectionError, ValueError) as error:
         raise SettingsError(f"--ray {address}: {error}") from None
     for number in ENDS[1:]:  # as Ctrl-C; Ray has set handlers of its own

@@ -1,16 +1,18 @@
-"""Learning curves: gathers finished runs into one JSON file, and draws it.
+"""The runs of before there were suites: their curves and their table.
 
-    python -m benchmarks.curves gather benchmarks/results/NAME.json RUN [RUN ...]
-    python -m benchmarks.curves draw benchmarks/results/NAME.json [NAME.png]
+    python -m benchmarks.curves benchmarks/results/memory_s7_view3.json [PICTURE.png]
+    python -m benchmarks.compare_report           # puts the table into RESULTS.md
 
-``gather`` also plays every start state of the task with each run's best agent, with and without its memory, where the
-task has few enough: those figures are exact.
+Each file holds runs on one task with their evaluations, settings, versions, and the exact success of the agent of the
+best evaluation. Runs of today are trained and told by ``benchmarks.compare``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,65 +21,53 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import yaml
-from stable_baselines3 import PPO
 
-from evaluate_agent import exhaustive
-from fbrl.evaluation import Summary, load_agent
-from fbrl.settings import EnvSettings, SettingsError, fail, load_settings
+from benchmarks.report import ROOT
+from fbrl.settings import PPOSettings, fail
 
+FOLDER = ROOT / "benchmarks" / "results"
+NAMES = ["memory_s7_view3", "memory_s7_view3_larger_step", "memory_s9_view3", "memory_s9_view3_fresh_seeds"]
+FILES = [FOLDER / f"{name}.json" for name in (*NAMES, "memory_s9_view3_seq16", "tmaze")]
 CONTROL = "memoryless control"
-
-
-def gather(target: Path, folders: list[Path]) -> None:
-    """Writes the curves, settings, versions and exact results of some runs."""
-    if target.exists():
-        raise SettingsError(f"{target}: exists already and would be overwritten; delete it first")
-    runs = []
-    for folder in folders:
-        settings = load_settings(folder / "config.yaml")
-        agent = load_agent(folder / "best.zip", "cpu")
-        played = exhaustive_or_none(agent, settings.env)
-        run: dict[str, Any] = {
-            "core": settings.core.name,
-            "seed": settings.run.seed,
-            "finished": (folder / "finished").exists(),
-            "best_at": agent.num_timesteps,
-            "parameters": sum(parameter.numel() for parameter in agent.policy.parameters()),
-            "exhaustive_success": played and played.success and played.success.value,
-            "exhaustive_return": played and played.returns.value,
-            "start_states": played and played.episodes,
-        }
-        if settings.core.name != "none":
-            emptied = exhaustive_or_none(agent, settings.env, zero_memory=True)
-            run["exhaustive_success_zero_memory"] = emptied and emptied.success and emptied.success.value
-        lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
-        run["evaluations"] = {
-            key: [line[key] for line in lines] for key in ("timesteps", "success", "return", "length")
-        }
-        run["settings"] = yaml.safe_load((folder / "config.yaml").read_text())
-        run["versions"] = json.loads((folder / "versions.json").read_text())
-        runs.append(run)
-        print(folder, {key: run[key] for key in run if key.startswith("exhaustive")})
-    target.write_text(json.dumps({"task": runs[0]["settings"]["env"]["id"], "runs": runs}, indent=1) + "\n")
-
-
-def exhaustive_or_none(agent: PPO, env: EnvSettings, zero_memory: bool = False) -> Summary | None:
-    """The exact result, or None where the task has too many start states."""
-    try:
-        return exhaustive(agent, env, zero_memory)
-    except SettingsError:
-        return None
 
 
 def kind_of(run: dict[str, Any]) -> str:
     """What runs of one task are told apart by."""
     if run["core"] == "none":
         return CONTROL
-    passes = run["settings"]["ppo"].get("passes")
+    ppo = run["settings"]["ppo"]
+    passes = ppo.get("passes")
     if passes is None:
-        return "Feedback Transformer" + (", plain form" if run["core"] == "feedback_plain" else "")
-    return f"{passes} parallel pass{'es' if passes > 1 else ''}"
+        kind = "Feedback Transformer" + (", plain form" if run["core"] == "feedback_plain" else "")
+    else:
+        kind = f"{passes} parallel pass{'es' if passes > 1 else ''}"
+    return kind if ppo["seq_len"] == PPOSettings.seq_len else f"{kind}, seq_len {ppo['seq_len']}"
+
+
+def table(files: Iterable[Path] = FILES) -> str:
+    """A row for each kind of run in each file, in Markdown; of all seeds, in their order."""
+    head = ["task", "agent", "seeds", "exact success", "with its memory emptied before every step"]
+    head += ["environment steps", "file"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for path in files:
+        data = json.loads(path.read_text())
+        for kind, group in groupby(data["runs"], kind_of):
+            runs = list(group)
+            emptied = [run.get("exhaustive_success_zero_memory") for run in runs]
+            cells = [
+                ", ".join(str(run["seed"]) for run in runs),
+                ", ".join(f"{run['exhaustive_success']:.2f}" for run in runs),
+                ", ".join(f"{value:.2f}" for value in emptied if value is not None),
+                ", ".join(_steps(run) for run in runs),
+                f"[{path.name}](benchmarks/results/{path.name})",
+            ]
+            lines.append(f"| {data['task']} | {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _steps(run: dict[str, Any]) -> str:
+    steps = f"{run['evaluations']['timesteps'][-1] / 1e6:.2f} M"
+    return steps if run["finished"] else f"{steps} (stopped)"
 
 
 def draw(source: Path, target: Path) -> None:
@@ -111,19 +101,11 @@ def draw(source: Path, target: Path) -> None:
 def main() -> None:
     """The script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    gathering = commands.add_parser("gather", help="run folders -> JSON")
-    gathering.add_argument("json", type=Path)
-    gathering.add_argument("runs", type=Path, nargs="+")
-    drawing = commands.add_parser("draw", help="JSON -> PNG")
-    drawing.add_argument("json", type=Path)
-    drawing.add_argument("png", type=Path, nargs="?", help="default: beside the JSON")
+    parser.add_argument("json", type=Path)
+    parser.add_argument("png", type=Path, nargs="?", help="default: beside the JSON")
     args = parser.parse_args()
     try:
-        if args.command == "gather":
-            gather(args.json, args.runs)
-        else:
-            draw(args.json, args.png or args.json.with_suffix(".png"))
+        draw(args.json, args.png or args.json.with_suffix(".png"))
     except (ValueError, OSError) as error:
         fail(error)
 

@@ -32,10 +32,20 @@ from benchmarks.agents import (
     Size,
     check_parameters,
     make_agent,
-    parameters,
     settings_of,
 )
-from benchmarks.report import SEED, conditions, laps_in_turns, make_parser, medians, parse, print_row, ratio, write
+from benchmarks.report import (
+    SEED,
+    conditions,
+    laps_in_turns,
+    make_parser,
+    medians,
+    parameters,
+    parse,
+    print_row,
+    ratio,
+    write,
+)
 from fbrl import MemoryPPO
 from fbrl.policy import Observation, Sequences
 from fbrl.settings import Settings
@@ -143,7 +153,7 @@ def measure(size: Size, batches: Sequence[int], steps: int, repeats: int) -> lis
     """The rows of one size."""
     settings = settings_of(size)
     agents = {name: make_agent(name, settings) for name in (OURS, RIVAL)}
-    counts = {name: parameters(agent) for name, agent in agents.items()}
+    counts = {name: parameters(agent.policy) for name, agent in agents.items()}
     check_parameters(counts)
     rows = []
     for batch in batches:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare_report import read_results
-from benchmarks.compare_results import differences, make_result, read_result, write_result
+from benchmarks.compare_results import keep, make_result
 from benchmarks.report import ROOT
-from benchmarks.suite import RUNS, SUITES, Run, Suite, identity, load_suite
-from fbrl.settings import SettingsError, fail, load_settings
+from benchmarks.suite import RUNS, SUITES, Run, Suite, load_suite
+from fbrl.settings import SettingsError, fail
 
 OF_A_RUN = ("task", "core", "seed")
 
@@ -31,17 +31,14 @@ def publish(suite: Suite, run: Run, source: Path, folder: Path) -> None:
     """Copies the agent of the best evaluation, and writes its settings, versions, evaluation and card.
 
     Raises:
-        SettingsError: where ``folder`` exists, or ``source`` holds no finished run.
+        SettingsError: where ``folder`` exists, or ``source`` holds no finished run or one with other settings.
     """
     if folder.exists():
         raise SettingsError(f"{folder}: exists already and would be overwritten; give a new folder")
     if not (source / "finished").exists():
         raise SettingsError(f"{source}: holds no finished run")
-    if found := differences(identity(load_settings(source / "config.yaml")), identity(run.settings)):
-        raise SettingsError(f"{source}: made with other settings than {run.name} ({found})")
     result = make_result(run, source)
-    if read_result(run) is None:
-        write_result(run, result)
+    keep(run, result)
     folder.mkdir(parents=True)
     for name in ("best.zip", "versions.json"):
         shutil.copy(source / name, folder / name)
@@ -60,7 +57,8 @@ def card(suite: Suite, folder: Path) -> str:
     result, versions = (json.loads((folder / name).read_text()) for name in ("evaluation.json", "versions.json"))
     (run,) = (run for run in suite.runs if (run.task, run.core, run.seed) == tuple(result[key] for key in OF_A_RUN))
     settings, name = run.settings, folder.name
-    all_seeds = [r for r in read_results(suite) if (r["task"], r["core"]) == (run.task, run.core) and r["finished"]]
+    all_seeds = [r for r in read_results(suite) if (r["task"], r["core"]) == (run.task, run.core)]
+    planned = len({run.seed for run in suite.runs})
     kwargs = "".join(f", {key} {value}" for key, value in settings.env.kwargs.items())
     low, high = result["success_interval"] or (math.nan, math.nan)
     how = (
@@ -72,12 +70,14 @@ def card(suite: Suite, folder: Path) -> str:
     ppo = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(settings.ppo).items() if value is not None)
     emptied = result["success_zero_memory"]
     rows = [
-        f"| {r['seed']} | {_share(r['success'])} | {r['best_at']:,} | {r['steps']:,} |"
+        f"| {r['seed']} | {_share(r['success'])} | {r['best_at']:,} | {r['steps']:,}{_unfinished(r)} |"
         for r in sorted(all_seeds, key=lambda r: r["seed"])
     ]
-    packages = ", ".join(
-        f"{key} {versions[key]}" for key in ("python", "torch", "stable-baselines3", "minigrid", "numpy")
-    )
+    named = ["python", "torch", "stable-baselines3", "minigrid", "numpy"]
+    named += ["envpool"] if settings.env.engine == "envpool" else []
+    packages = ", ".join(f"{key} {versions[key]}" for key in named)
+    commit = str(versions["commit"])
+    commit = commit[:12] + (", with uncommitted changes" if commit.endswith("+") else "")
     return "\n".join(
         [
             f"# {name}",
@@ -93,10 +93,11 @@ def card(suite: Suite, folder: Path) -> str:
             f"| environments | {settings.env.n_envs}, engine {settings.env.engine} |",
             f"| core | {core} |",
             f"| training | {ppo} |",
-            f"| versions | {packages}, commit {str(versions['commit'])[:12]} |",
+            f"| versions | {packages}, commit {commit} |",
             f"| machine | {versions['machine']}, {versions['threads']} thread(s), GPU: {versions['gpu'] or 'none'} |",
             "",
-            "All seeds that were trained in this way (success of the agent of the best evaluation):",
+            f"All seeds that were trained in this way, {len(all_seeds)} of {planned} (success of the agent of the "
+            "best evaluation):",
             "",
             "| seed | success | at step | trained steps |",
             "|---|---|---|---|",
@@ -111,6 +112,10 @@ def card(suite: Suite, folder: Path) -> str:
             "",
         ]
     )
+
+
+def _unfinished(result: dict[str, Any]) -> str:
+    return "" if result["finished"] else ", unfinished"
 
 
 def _share(value: float | None) -> str:

@@ -38,7 +38,7 @@ import torch
 
 from benchmarks.programs import NO_ANSWER, Programs
 from benchmarks.reader import Plan, Reader, Score, Task, Trainer, answer, score
-from benchmarks.report import conditions, write
+from benchmarks.report import ROOT, conditions, parameters, write
 from benchmarks.walk import Walk
 from fbrl.cores.core import Core
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
@@ -114,7 +114,7 @@ def train(task: Task, size: Size, core: str, seed: int, sequences: int, device: 
     seconds = time.perf_counter() - start
     tokens, answers = task.sample(Random(HELD_OUT + 1), sequences)
     return {
-        "parameters": sum(parameter.numel() for parameter in reader.parameters()),
+        "parameters": parameters(reader),
         "seconds": seconds,
         "curve": curve,
     } | summary(score(answers, answer(reader, tokens, plan.segment, device)))
@@ -142,6 +142,33 @@ def baselines(task: Task, sequences: int) -> dict[str, float]:
         right += int((asked[:, t] == most_frequent).sum())
         total += int((asked[:, t] != NO_ANSWER).sum())
     return {"most frequent answer": right / total} | task.rules(Random(HELD_OUT + 4), sequences)
+
+
+def table(folder: Path = ROOT / "benchmarks" / "results") -> str:
+    """The reports in a folder as Markdown: a row for each task and plan, the accuracies by seed."""
+    head = ["task", "updates", "learning rate", "seeds", "most frequent answer", "a rule that only counts"]
+    head += ["Feedback Transformer", "Transformer", "file"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for path in sorted(folder.glob("supervised_*.json")):
+        rows = finished(path)
+        plans = {(_task_name(row), row["steps"], row["learning_rate"]): row for row in rows}
+        for plan, row in plans.items():
+            of_plan = [other for other in rows if (_task_name(other), other["steps"], other["learning_rate"]) == plan]
+            by_core = [{r["seed"]: r["accuracy"]["value"] for r in of_plan if r["core"] == core} for core in CORES[:2]]
+            simple = [f"{value:.2f}" for value in row["baselines"].values()]
+            accuracies = [", ".join(f"{found[seed]:.3f}" for seed in sorted(found)) for found in by_core]
+            seeds = ", ".join(str(seed) for seed in sorted(by_core[0]))
+            name = f"[{path.name}](benchmarks/results/{path.name})"
+            cells = [plan[0], f"{plan[1]:,}", f"{plan[2]:g}", seeds, *simple, *accuracies, name]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _task_name(row: dict[str, Any]) -> str:
+    task = row["task"]
+    if row["name"] == "walk":
+        return f"walk of {task['steps']} steps on {task['side']} x {task['side']} cells"
+    return f"programs, {task['variables']} variables"
 
 
 def make_parser() -> argparse.ArgumentParser:

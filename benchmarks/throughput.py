@@ -47,10 +47,9 @@ from benchmarks.agents import (
     check_first_ratio,
     check_parameters,
     make_agent,
-    parameters,
     settings_of,
 )
-from benchmarks.report import ROOT, conditions, in_turns, make_parser, parse, print_row, write
+from benchmarks.report import ROOT, conditions, in_turns, make_parser, parameters, parse, print_row, write
 from fbrl import MemoryPPO, distributed
 from fbrl.distributed import Together, in_parallel, process_group, say, share
 from fbrl.timing import TimeShares
@@ -125,7 +124,7 @@ def run(job: Job) -> dict[str, Any]:
     with in_parallel(agent) if isinstance(agent, MemoryPPO) else contextlib.nullcontext():
         # two to warm up: the first rollout is logged without an update, the second with the first update
         agent.learn((2 + job.rollouts) * rollout, TimeShares([Together(lambda: False), keep]))
-    return {"parameters": parameters(agent)} | total(keep.kept[1:], rollout)
+    return {"parameters": parameters(agent.policy)} | total(keep.kept[1:], rollout)
 
 
 def total(laps: list[dict[str, float]], rollout: int) -> dict[str, Any]:

@@ -62,10 +62,10 @@ def play_all(folder: Path, tasks: list[tuple[str, str, dict[str, Any]]]) -> list
     return rows
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+def table(path: Path = RESULT) -> str:
+    """A report as Markdown."""
     lines = ["| agent | task | success | return |", "|---|---|---|---|"]
-    for row in report["rows"]:
+    for row in json.loads(path.read_text())["rows"]:
         low, high = row["success_interval"]
         success = f"{row['success']:.2f}" + ("" if row["exact"] else f" [{low:.2f}, {high:.2f}]")
         cells = [row["agent"], row["task"], success, f"{row['return']:.2f}"]

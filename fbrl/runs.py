@@ -59,6 +59,15 @@ def create_run(settings: Settings) -> Path:
     return folder
 
 
+def note_resumed(folder: Path, timesteps: int) -> None:
+    """Adds to a run's ``versions.json`` where it is taken up again, and in what it then differs from its start."""
+    file = folder / "versions.json"
+    start, now = json.loads(file.read_text()), versions()
+    resumed = {"timesteps": timesteps} | {key: value for key, value in now.items() if start.get(key) != value}
+    start["resumed"] = [*start.get("resumed", []), resumed]
+    file.write_text(json.dumps(start, indent=2) + "\n")
+
+
 def versions() -> dict[str, str | int | None]:
     """The versions of what a result depends on, the git commit (with "+" where files were changed), the machine."""
     found: dict[str, str | int | None] = {"python": platform.python_version()}

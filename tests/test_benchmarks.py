@@ -192,7 +192,7 @@ def test_agents_of_equal_size(size):
     """As measured: the same task and training, within a tenth of the parameters, and no less than needed."""
     settings = agents.settings_of(size, n_envs=8)
     made = {name: agents.make_agent(name, settings) for name in (OURS, RIVAL, SHARED)}
-    counts = {name: agents.parameters(agent) for name, agent in made.items()}
+    counts = {name: report.parameters(agent.policy) for name, agent in made.items()}
     agents.check_parameters(counts)
     assert all(0.97 < count / counts[OURS] <= 1 for count in counts.values())
     for name in ("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef", "vf_coef", "n_envs"):
@@ -228,7 +228,7 @@ def test_first_ratio(monkeypatch):
 def test_one_measurement(name, monkeypatch):
     monkeypatch.setattr(throughput, "settings_of", lambda *_: small_settings())
     found = throughput.run(throughput.Job(name, 1, list(CORE_SIZE), 2, 8, "minigrid", rollouts=2))
-    assert found["parameters"] == agents.parameters(agents.make_agent(name, small_settings()))
+    assert found["parameters"] == report.parameters(agents.make_agent(name, small_settings()).policy)
     assert found["steps_per_second"] > 0
     assert sum(found["shares"].values()) == pytest.approx(1)
     assert found["shares"]["update"] > 0

@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import compare, compare_report, compare_train, intervals
+from benchmarks import compare, compare_report, compare_results, compare_train, intervals
 from benchmarks.suite import ROOT, SUITES, load_suite
 from fbrl.settings import SettingsError
 
@@ -104,7 +105,7 @@ def test_cores_of_unequal_size_are_refused(tiny):
     suite.check_parameters()
     assert suite.parameters == {("maze", "feedback"): 1135, ("maze", "lstm"): 1244}  # 9.6 % more
     tiny.write_text(fair.replace("lstm: {core: {d_model: 8}}", "lstm: {core: {d_model: 9}}"))
-    message = "on maze, lstm must have within 10 % as many parameters as feedback, 1,135, got 1,543"
+    message = "on maze, all cores must have as many parameters within 10 %, got 1,135 of feedback and 1,543 of lstm"
     with pytest.raises(SettingsError, match=message):
         load_suite(tiny).check_parameters()
 
@@ -145,7 +146,7 @@ def test_runs_are_trained_once_and_told(tiny, tmp_path, capsys, monkeypatch):
         compare.main(command(tmp_path, other))
     assert to_train == ["alley_L_5"]
     taken = json.loads((tmp_path / "results" / "other" / "alley_feedback_5.json").read_text())
-    assert taken == results[0] | {"suite": "other", "task": "alley"}
+    assert taken == results[0] | {"suite": "other", "task": "alley", "taken_from": "tiny"}
 
     compare_report.write_csv(results, tmp_path / "x.csv")
     rows = list(csv.DictReader((tmp_path / "x.csv").read_text().splitlines()))
@@ -181,9 +182,8 @@ def test_an_interrupted_suite_goes_on(tiny, tmp_path):
     assert "the same command goes on" in errors
     assert not (tmp_path / "results").exists()
 
-    for folder in folders:  # a shorter way to the end
-        config = folder / "config.yaml"
-        config.write_text(config.read_text().replace("timesteps: 64000", "timesteps: 128"))
+    for file in (tiny, *(folder / "config.yaml" for folder in folders)):  # a shorter way to the end
+        file.write_text(file.read_text().replace("timesteps: 64000", "timesteps: 128"))
     again = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "2 of 2 runs to do" in again.stdout
     for folder in folders:
@@ -209,12 +209,50 @@ def test_a_folder_is_taken_over_once(tiny, tmp_path):
     run.result_file.unlink()
     compare.record(suite, [run.folder])
     assert run.result_file.read_text() == written
+    with pytest.raises(SettingsError, match=r"maze_feedback_3\.json is finished"):
+        compare.record(suite, [run.folder])
+    run.result_file.write_text(written.replace('"finished": true', '"finished": false'))
     with pytest.raises(SettingsError, match="has 128 steps already, this 128"):
         compare.record(suite, [run.folder])
     config = run.folder / "config.yaml"
     config.write_text(config.read_text().replace("gamma: 0.99", "gamma: 0.5"))
     with pytest.raises(SettingsError, match="no run of tiny has its settings"):
         compare.record(suite, [run.folder])
+
+
+def test_a_folder_with_other_settings_is_not_a_result(tiny, tmp_path, capsys):
+    """It is neither taken up nor told, whether it has finished or not."""
+    tiny.write_text(TINY.replace("[3, 5]", "[3]"))
+    compare.main(command(tmp_path, tiny, "--only", "lstm"))
+    suite = load_suite(tiny, tmp_path / "runs", tmp_path / "results")
+    (run,) = [run for run in suite.runs if run.core == "lstm"]
+    run.result_file.unlink()
+    tiny.write_text(tiny.read_text().replace("timesteps: 128", "timesteps: 192"))
+    for finished in (True, False):
+        if not finished:
+            (run.folder / "finished").unlink()
+        with pytest.raises(SettingsError, match="1 of 1 runs failed"):
+            compare.main(command(tmp_path, tiny, "--only", "lstm"))
+        error = capsys.readouterr().err
+        assert "maze_lstm_3: made with other settings than maze_lstm_3 (ppo.timesteps 128, not 192)" in error
+    with pytest.raises(SettingsError, match="made with other settings"):
+        compare.record(load_suite(tiny, tmp_path / "runs", tmp_path / "results"), [])
+    assert not run.result_file.exists()
+
+
+def test_a_finished_result_stays(tiny, tmp_path, monkeypatch):
+    tiny.write_text(TINY.replace("[3, 5]", "[3]"))
+    compare.main(command(tmp_path, tiny, "--only", "lstm"))
+    suite = load_suite(tiny, tmp_path / "runs", tmp_path / "results")
+    (run,) = [run for run in suite.runs if run.core == "lstm"]
+    written = run.result_file.read_text()
+    compare_results.keep(run, json.loads(written) | {"success": -1})
+    assert run.result_file.read_text() == written
+    # another process has finished it since the list of what is to do was made
+    monkeypatch.setattr(compare_train, "start", lambda *_: pytest.fail("trained again"))
+    elsewhere = load_suite(tiny, tmp_path / "other", tmp_path / "results")
+    (again,) = [run for run in elsewhere.runs if run.core == "lstm"]
+    assert compare_train.Trainer().train(again) == json.loads(written)
 
 
 def test_two_at_once_do_not_train_the_same_run(tiny, tmp_path, capsys):
@@ -271,20 +309,33 @@ def result(core, seed, success, finished=True, task="maze"):
 
 
 def test_the_table_of_a_suite(tiny):
+    """Without the columns that take more seeds: IQM, better than LSTM."""
+    results = [result("feedback", seed, 1.0) for seed in (3, 5)]
+    results += [result("lstm", 3, 0.5), result("lstm", 5, 0.4, False)]
+    assert compare_report.table(load_suite(tiny), results).splitlines() == [
+        "| task | core | parameters | seeds | success | solved | steps to 95 % |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| maze | feedback | 1,234 | 2 of 2 | 1.00 [1.00, 1.00] | 1.00 [0.34, 1.00] | 0.50 M, 0.50 M |",
+        "| maze | lstm | 1,234 | 1 of 2, unfinished: 0.40 at 2.00 M | 0.50 | 0.00 [0.00, 0.79] | never |",
+    ]
+    assert compare_report.table(load_suite(tiny), []).splitlines()[::2] == [
+        "| task | core | seeds |",
+        "| maze | feedback | 0 of 2 |",
+    ]
+
+
+def test_better_is_said_from_three_seeds_on(tiny):
+    tiny.write_text(TINY.replace("[3, 5]", "[3, 5, 7]"))
     suite = load_suite(tiny)
-    results = [
-        result("feedback", 3, 1.0),
-        result("feedback", 5, 1.0),
-        result("lstm", 3, 0.5),
-        result("lstm", 5, 0.4, False),
-    ]
-    rows = compare_report.table(suite, results).splitlines()[2:]
-    assert rows == [
-        "| maze | feedback | 1,234 | 2 of 2 | 1.00 [1.00, 1.00] |  |  | 1.00 [0.34, 1.00] | 0.50 M, 0.50 M |",
-        "| maze | lstm | 1,234 | 1 of 2, unfinished: 0.40 at 2.00 M | 0.50 |  |  | 0.00 [0.00, 0.79] | never |",
-    ]
-    results[-1] = result("lstm", 5, 1.0)
-    assert "| 0.75 [0.50, 1.00] | 1.00 [0.34, 1.00] |" in compare_report.table(suite, results).splitlines()[2]
+    results = [result(core, seed, success) for core, success in (("feedback", 1.0), ("lstm", 0.5)) for seed in (3, 5)]
+    results += [result("feedback", 7, 1.0)]
+    assert "better than LSTM" not in compare_report.table(suite, results)
+    results += [result("lstm", 7, 1.0)]
+    head, _, row, _ = compare_report.table(suite, results).splitlines()
+    assert head.split("|")[6].strip() == "better than LSTM"
+    value, low, high = (float(number) for number in re.findall(r"\d\.\d\d", row.split("|")[6]))
+    assert value == 0.83  # 6 pairs won, 3 tied
+    assert low <= value <= high
 
 
 def test_all_tasks_together_where_each_has_as_many_seeds(tiny):
@@ -304,7 +355,7 @@ def test_all_tasks_together_where_each_has_as_many_seeds(tiny):
 def test_a_task_that_reports_no_success_is_compared_by_its_return(tiny):
     scored = result("feedback", 3, 1.0) | {"success": None, "return": -0.25, "steps_to_95": None}
     row = compare_report.table(load_suite(tiny), [scored]).splitlines()[2]
-    assert row == "| maze | feedback | 1,234 | 1 of 2 | -0.25 |  |  |  | never |"
+    assert row == "| maze | feedback | 1,234 | 1 of 2 | -0.25 | never |"
 
 
 def test_tables_go_between_their_marks():
@@ -312,7 +363,8 @@ def test_tables_go_between_their_marks():
     assert compare_report.put_into(text, "suite x", "new") == (
         "a\n<!-- suite x -->\n\nnew\n\n<!-- end -->\nb\n<!-- suite y -->\n<!-- end -->\n"
     )
-    assert compare_report.put_into(text, "suite z", "new") == text
+    with pytest.raises(SettingsError, match=r"RESULTS\.md: holds no <!-- suite z --> followed by"):
+        compare_report.put_into(text, "suite z", "new")
 
 
 def test_statistics_by_hand():
@@ -338,13 +390,11 @@ def test_the_bootstrap_draws_each_task_on_its_own():
 def test_committed_tables_and_rows_are_those_of_the_committed_results(tmp_path):
     """What RESULTS.md says is what the result files say."""
     text, everything = compare_report.PAGE.read_text(), []
-    assert compare_report.put_transfer(text) == text
+    assert compare_report.put_others(text) == text
     for file in sorted(SUITES.glob("*.yaml")):
         suite = load_suite(file)
-        results = compare_report.read_results(suite)
+        results = compare_report.read_results(suite)  # raises where their settings are not the suite's
         everything += results
-        for run in suite.runs:
-            compare.read_result(run)  # raises where its settings are not the suite's
         assert compare_report.put_into(text, f"suite {suite.name}", compare_report.table(suite, results)) == text
     compare_report.write_csv(everything, tmp_path / "compare.csv")
     assert (tmp_path / "compare.csv").read_text() == compare_report.CSV.read_text()

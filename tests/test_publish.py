@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import publish, transfer
 from benchmarks.compare import main as compare
+from benchmarks.compare_results import check_folder
 from benchmarks.suite import ROOT, SUITES
 from evaluate_agent import find_agent
 from fbrl.evaluation import load_agent
@@ -50,19 +51,26 @@ def test_a_published_agent_plays_and_has_its_card(trained, tmp_path):
     assert str(tmp_path) not in (tmp_path / "agent" / "config.yaml").read_text()
     result = json.loads((tmp_path / "agent" / "evaluation.json").read_text())
     text = (tmp_path / "agent" / "README.md").read_text()
+    versions = json.loads((tmp_path / "agent" / "versions.json").read_text())
     assert f"| success, most probable actions | {result['success']:.3f} (all 2 start states, exact) |" in text
     assert f"| 3 | {result['success']:.3f} | 64 | 64 |" in text
     assert "python train_agent.py --config agents/agent/config.yaml" in text
     assert str(tmp_path) not in text
+    assert "in this way, 1 of 1 (" in text
+    assert (", with uncommitted changes" in text) == versions["commit"].endswith("+")
     with pytest.raises(SettingsError, match="agent: exists already"):
         publish.publish(trained, run, run.folder, tmp_path / "agent")
+    unfinished = json.loads(run.result_file.read_text()) | {"finished": False}
+    run.result_file.write_text(json.dumps(unfinished))
+    assert "| 64 | 64, unfinished |" in publish.card(trained, tmp_path / "agent")
 
     # and on another task than its own
     longer = [("maze, corridor 5", "fbrl/TMaze-v0", {"corridor": 5}), ("cups", "fbrl/TMaze-v0", {})]
     rows = transfer.play_all(tmp_path / "agent", longer)
     assert [row["env_kwargs"] for row in rows] == [{"corridor": 5}, {}]
     assert all(row["exact"] and row["episodes"] == 2 for row in rows)
-    line = transfer.table({"rows": rows}).splitlines()[2]
+    (tmp_path / "transfer.json").write_text(json.dumps({"rows": rows}))
+    line = transfer.table(tmp_path / "transfer.json").splitlines()[2]
     assert line.startswith(f"| agent | maze, corridor 5 | {rows[0]['success']:.2f} |")
 
 
@@ -94,3 +102,5 @@ def test_committed_cards_say_what_the_results_say(folder):
     suite = publish.load_suite(SUITES / f"{result['suite']}.yaml")
     assert (folder / "README.md").read_text() == publish.card(suite, folder)
     assert load_agent(folder / "best.zip", "cpu").num_timesteps == result["best_at"]
+    (run,) = [r for r in suite.runs if (r.task, r.core, r.seed) == tuple(result[key] for key in publish.OF_A_RUN)]
+    check_folder(run, folder)  # raises where its config.yaml is not what the suite says

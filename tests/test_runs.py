@@ -14,7 +14,7 @@ from stable_baselines3 import PPO
 
 from fbrl import MemoryPPO
 from fbrl.callbacks import Checkpoint, EntropySchedule
-from fbrl.runs import create_run, load_checkpoint, run_folder, save_checkpoint
+from fbrl.runs import create_run, load_checkpoint, note_resumed, run_folder, save_checkpoint
 from fbrl.settings import CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings, SettingsError, load_settings
 from tests.tasks import RandomTask, StopAt, make_model, parameters, vec
 from train_agent import make_envs
@@ -72,6 +72,18 @@ def test_a_new_run(tmp_path):
     assert "commit" in versions
     if versions["commit"] is not None:  # None where the code is not in a git repository
         assert len(versions["commit"].removesuffix("+")) == 40
+
+
+def test_where_a_run_is_taken_up_again_is_noted(tmp_path, monkeypatch):
+    settings = tiny(corridor=3)
+    settings.run.folder = str(tmp_path)
+    folder = create_run(settings)
+    before = json.loads((folder / "versions.json").read_text())
+    note_resumed(folder, 100)
+    monkeypatch.setattr("fbrl.runs.versions", lambda: before | {"torch": "9.9"})
+    note_resumed(folder, 200)
+    after = json.loads((folder / "versions.json").read_text())
+    assert after == before | {"resumed": [{"timesteps": 100}, {"timesteps": 200, "torch": "9.9"}]}
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path):
