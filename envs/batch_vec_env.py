@@ -45,11 +45,14 @@ class BatchVecEnv(VecEnv):
         if self._seeds[0] is not None:
             self.rngs = [np_random(seed)[0] for seed in self._seeds]
         self._reset_seeds()
+        self._reset_options()
         return self._start(range(self.num_envs))
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Takes note of the actions; raises ValueError where there is no such action."""
+        """Takes note of the actions (N,); raises ValueError where they are not N, or there is no such action."""
         self._actions = np.asarray(actions, dtype=np.int64)
+        if self._actions.shape != (self.num_envs,):
+            raise ValueError(f"actions must have the shape ({self.num_envs},), got {self._actions.shape}")
         check_actions(self._actions, self.task.action_space)
 
     def step_wait(self) -> VecEnvStepReturn:

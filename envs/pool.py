@@ -92,6 +92,7 @@ class EnvPoolVecEnv(VecEnv):
                 max_episode_steps=self._max_steps + 1,  # out of reach, see step_wait
             )
             self._reset_seeds()
+        self._reset_options()
         return self._start(np.arange(self.num_envs))
 
     def step_async(self, actions: NDArray[Any]) -> None:

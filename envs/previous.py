@@ -16,6 +16,10 @@ class PreviousStep(gym.Wrapper[dict[str, Any], Any, Any, Any]):
     With ``reward``, the key "previous_reward" is a float32 box (1,): 0 right after a reset.
     An observation that is not a dict is put under the key "observation".
 
+    What tasks say of agents without memory does not hold with ``action``: an agent can write what it would have to
+    remember into an action that has no effect, and read it in the next step. ``Counting``, ``HiddenAutomaton`` and
+    ``GridWalk`` are solved in this way without memory.
+
     Raises ``ValueError`` when ``action`` is asked for and the actions are not ``Discrete`` from 0.
     """
 

@@ -71,7 +71,7 @@ def register_tasks() -> None:
     and ``fbrl/MemoryS21-v0`` is one with MiniGrid's own view of 7x7; all else is as MiniGrid registers its sizes: seven
     actions and a cap of 5 size^2 steps. An agent plays every size whose view has the size of its own. With the view of
     7x7 cells, S7 and S9 are solvable without memory: from the junction, looking back, the cue and both choices are in
-    one observation, and a memoryless policy succeeds in 98 % of the episodes.
+    one observation, and the best success without memory is, to four digits, .9764 and .9845.
 
     The best that there is, exactly, over the 4 (size - 3) start states: success is 1 with memory (look at the cue, walk
     to the junction, turn to its like) and 1/2 without (walk on and guess), and the returns are
@@ -85,8 +85,12 @@ def register_tasks() -> None:
     ==================  =====  =====  =====  =====  =====  =====
 
     ``MiniGrid-MemoryS13Random-v0`` and ``S17Random`` have hallways of 7 and 11 lengths, of which the three shortest
-    show the cue from the junction: without memory success is at most 5/7 and 7/11. With memory it is 1, and the
-    return between .9907 and .9909, and .9932 to four digits.
+    show the cue from the junction: without memory the best success is, to four digits, .7107 and .6349 (5/7 and 7/11
+    if there were no cap). With memory it is 1, and the return between .9907 and .9909, and .9932 to four digits.
+
+    ``MiniGrid-DoorKey-8x8-v0`` and ``MiniGrid-RedBlueDoors-6x6-v0`` are here to see that memory does no harm. A plan
+    with full knowledge succeeds always, with returns of .9767 and .9839 on average; what an agent can reach that has to
+    look first is not known. Scripted policies without memory succeed in 200 and 184 of 200 levels.
 
     ``fbrl/MazeNavigation-v0`` is ``envs.maze.MazeNavigation``; its keywords are ``size`` and ``visits``.
 

@@ -34,6 +34,8 @@ class FiniteVecEnv(DummyVecEnv):
         self.seconds_stepping += time.perf_counter() - start
         check_finite(obs, "observation")  # type: ignore[arg-type]
         check_finite(rewards, "reward")
+        for index in dones.nonzero()[0]:  # PPO takes its value where the episode was cut short
+            check_finite(infos[index]["terminal_observation"], "terminal_observation")
         return obs, rewards, dones, infos
 
 

@@ -132,12 +132,13 @@ def test_a_resumed_run_goes_on_with_new_episodes(env_id, tmp_path):
     resumed = load_checkpoint(tmp_path, settings, env)
     assert type(resumed.env) is VecFrameStack
     assert (resumed.num_timesteps, resumed._last_obs) == (32, None)
+    assert resumed.env.unwrapped._seeds == [32, 33]  # and not those of the run's start: its levels do not start over
     resumed.learn(32, reset_num_timesteps=False)
     assert resumed.num_timesteps == 64
     assert resumed.rollout_buffer.episode_starts.reshape(2, 16)[:, 0].all()
 
 
-def test_a_resumed_run_does_not_start_the_levels_over():
+def test_other_seeds_are_other_levels():
     env, again = (make_envs(tiny("fbrl/Counting-v0").env, 0, 2) for _ in range(2))
     again.seed(32)
 

@@ -14,8 +14,8 @@ from tests.tasks import ConstantTask, RandomTask
 class Spoilt(ConstantTask):
     """Not finite in its first observation, or in its third."""
 
-    def __init__(self, first, third):
-        super().__init__(length=9)
+    def __init__(self, first, third, length=9):
+        super().__init__(length=length)
         self.bad = {0: first, 2: third}
 
     def _observation(self):
@@ -43,6 +43,11 @@ def test_what_is_not_finite_is_named():
     env.reset()
     env.step(np.array([0]))
     with pytest.raises(ValueError, match="observation must be finite, got -inf"):
+        env.step(np.array([0]))
+    env = FiniteVecEnv([lambda: Spoilt(0.0, np.nan, length=2)])
+    env.reset()
+    env.step(np.array([0]))
+    with pytest.raises(ValueError, match="terminal_observation must be finite, got nan"):
         env.step(np.array([0]))
     env = FiniteVecEnv([lambda: ConstantTask(reward=np.inf)])
     env.reset()

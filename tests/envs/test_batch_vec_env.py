@@ -148,3 +148,18 @@ def test_an_action_that_does_not_exist_is_refused(action):
         batch.step(np.array([0, action, 1, 0, 0]))
     with pytest.raises(ValueError, match=rf"^actions must be in Discrete\(3\), got \[{action}\]$"):
         single.step(action)
+
+
+@pytest.mark.parametrize("actions", [np.zeros(()), np.zeros(4), np.zeros((5, 1))])
+def test_another_number_of_actions_is_refused(actions):
+    batch = make_batch("fbrl/Counting-v0")
+    batch.reset()
+    with pytest.raises(ValueError, match=r"^actions must have the shape \(5,\), got \("):
+        batch.step(actions)
+
+
+def test_options_are_for_one_reset():
+    batch = make_batch("fbrl/Counting-v0")
+    batch.set_options({"a": 1})
+    batch.reset()
+    assert batch._options == [{}] * 5

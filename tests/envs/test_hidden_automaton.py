@@ -73,6 +73,18 @@ def test_without_the_first_step_all_the_rest_does_not_help():
     assert returns.mean() == success.mean() == pytest.approx(1 / 3)
 
 
+def test_one_answer_to_all_questions():
+    """Between two questions, the ball comes back to its cup with the chance that the swaps in between give."""
+    task, rng = HiddenAutomaton(20_000), np.random.default_rng(0)
+    for index in range(task.n_envs):
+        task.start(index, rng)
+    _, success = play_all(task, lambda seen: np.zeros(task.n_envs, dtype=np.int64))
+    gaps = [np.diff([*others, 31]) for others in combinations(range(1, 31), 3)]
+    exact = np.mean([(1 / 5 + 4 / 5 * 0.5**gap).prod() for gap in gaps]) / 5  # a swap leaves a cup alone 6 times in 10
+    assert exact == pytest.approx(0.0048, abs=5e-5)
+    assert success.mean() == pytest.approx(exact, abs=4 * np.sqrt(exact / task.n_envs))
+
+
 def test_an_episode():
     task = start_all(HiddenAutomaton(1, states=3, questions=2, length=4), [(2, [5, 3, 4], np.array([1, 0]))])
     seen, rewards = [task.observe()[0].tolist()], []

@@ -1,10 +1,13 @@
 """PreviousStep: the last action and reward in the observation."""
 
+from itertools import combinations
+
 import gymnasium as gym
 import numpy as np
 import pytest
 
 from envs import make
+from envs.grid_walk import next_cells
 from envs.previous import PreviousStep
 
 
@@ -49,3 +52,36 @@ def test_only_discrete_actions_can_be_shown():
     shifted.action_space = gym.spaces.Discrete(2, start=1)
     with pytest.raises(ValueError, match="start at 0"):
         PreviousStep(shifted)
+
+
+def count(mark, question, before):
+    number = max(before, 0)
+    return number if question else min(number + mark, 9)
+
+
+def follow(seen, before):
+    if before < 0:
+        return seen[:5].argmax()
+    swapped = list(combinations(range(5), 2))[seen[5:15].argmax()]
+    return swapped[1 - swapped.index(before)] if before in swapped else before
+
+
+@pytest.mark.parametrize(
+    ("env_id", "policy"),
+    [
+        ("fbrl/Counting-v0", lambda seen, before: count(*seen, before)),
+        ("fbrl/HiddenAutomaton-v0", follow),
+        ("fbrl/GridWalk-v0", lambda seen, before: 12 if before < 0 else next_cells(5)[before, seen[:4].argmax()]),
+    ],
+)
+def test_the_previous_action_can_stand_in_for_a_memory(env_id, policy):
+    """Actions are free where nothing is asked: a policy without memory writes its state into them."""
+    env = make(env_id, previous_action=True)
+    for seed in range(20):
+        observation, _ = env.reset(seed=seed)
+        done = False
+        while not done:
+            action = policy(observation["observation"], observation["previous_action"] - 1)
+            observation, _, terminated, truncated, info = env.step(int(action))
+            done = terminated or truncated
+        assert info["is_success"]
