@@ -29,7 +29,7 @@ class HiddenAutomaton(BatchTask):
     and questions, and a permutation keeps it so: given all swaps and all questions the ball is under each cup with
     probability 1 / states, and so is each answer right that does not depend on what the first step showed. Success
     needs a right last answer, so that it is at most 1 / states, and exactly that with one question. With more it is far
-    less: one answer to all questions has .0048 with the default sizes.
+    less: one answer to all questions has .0039 with the default sizes.
 
     Raises ``ValueError`` if ``states`` < 2, ``length`` < 2, or ``questions`` is not in 1..length - 1.
     """
