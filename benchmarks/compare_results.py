@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -65,7 +66,8 @@ def summary_of(agent: PPO, settings: Settings, zero_memory: bool = False) -> tup
 
 def check_folder(run: Run, folder: Path) -> None:
     """Raises SettingsError where a folder holds a run that was trained with other settings."""
-    if found := differences(identity(load_settings(folder / "config.yaml")), identity(run.settings)):
+    # no load_settings: its parser changes the working directory for a moment, which all threads share
+    if found := differences(yaml.safe_load((folder / "config.yaml").read_text()), identity(run.settings)):
         raise SettingsError(f"{folder}: made with other settings than {run.name} ({found}); move it away")
 
 

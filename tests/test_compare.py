@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
@@ -220,12 +221,15 @@ def test_a_folder_is_taken_over_once(tiny, tmp_path):
         compare.record(suite, [run.folder])
 
 
-def test_a_folder_with_other_settings_is_not_a_result(tiny, tmp_path, capsys):
+def test_a_folder_with_other_settings_is_not_a_result(tiny, tmp_path, capsys, monkeypatch):
     """It is neither taken up nor told, whether it has finished or not."""
     tiny.write_text(TINY.replace("[3, 5]", "[3]"))
     compare.main(command(tmp_path, tiny, "--only", "lstm"))
     suite = load_suite(tiny, tmp_path / "runs", tmp_path / "results")
     (run,) = [run for run in suite.runs if run.core == "lstm"]
+    with monkeypatch.context() as patch:  # runs are checked in threads, which share one
+        patch.setattr(os, "chdir", lambda _: pytest.fail("the working directory was changed"))
+        compare_results.check_folder(run, run.folder)
     run.result_file.unlink()
     tiny.write_text(tiny.read_text().replace("timesteps: 128", "timesteps: 192"))
     for finished in (True, False):
