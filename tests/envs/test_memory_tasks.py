@@ -1,7 +1,7 @@
 """MiniGrid's Memory tasks: the best that can be done with memory and without, over every start state."""
 
 import itertools
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -116,9 +116,10 @@ class Hallway(NamedTuple):
     ends: dict
 
 
+@cache
 def hallways(env_id):
     """A ``Hallway`` for each length, by playing every action in every pose that can be reached."""
-    groups = {}
+    groups, found = {}, []
     for start in start_states(env_id):
         *length, _, _, _ = start.draws
         groups.setdefault(tuple(length), []).append(start)
@@ -130,7 +131,8 @@ def hallways(env_id):
         room = envs[0, 0].unwrapped
         hallway.starts.extend((place, room.height // 2, EAST) for place in sorted({s.draws[-3] for s in group}))
         explore(hallway, [envs[world].unwrapped for world in itertools.product((0, 1), repeat=2)])
-        yield hallway
+        found.append(hallway)
+    return found
 
 
 def explore(hallway, worlds):
@@ -268,7 +270,7 @@ def test_the_best_with_and_without_memory(env_id, expected):
 @pytest.mark.parametrize(("env_id", "expected"), RANDOM.items())
 def test_the_return_in_hallways_of_random_length(env_id, expected):
     """Memory is needed in all but the three shortest, where the cue is in view from the junction."""
-    lengths = list(hallways(env_id))
+    lengths = hallways(env_id)
     assert [needs_memory(hallway) for hallway in lengths] == [False] * 3 + [True] * (len(lengths) - 3)
     best = sum(hallway.probability * best_return(hallway) for hallway in lengths)
     assert best == pytest.approx(expected[1], abs=5e-5)
@@ -340,7 +342,7 @@ def bound_without_memory(hallway):
 def test_the_best_success_without_memory_where_short_hallways_leak(env_id, expected):
     """A policy attains it, and no other gets further, to four digits."""
     on, success = expected
-    lengths = list(hallways(env_id))
+    lengths = hallways(env_id)
     found = sum(hallway.probability * success_of(hallway, partial(looking_back, on=on)) for hallway in lengths)
     most = sum(hallway.probability * bound_without_memory(hallway) for hallway in lengths)
     assert found == pytest.approx(success, abs=5e-5)
