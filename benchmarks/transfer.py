@@ -38,6 +38,13 @@ TRANSFERS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("MemoryS17Random", "MiniGrid-MemoryS17Random-v0", {}),
         ("MemoryS21", "fbrl/MemoryS21-v0", {}),
     ],
+    "memory_s13": [
+        ("MemoryS13", "MiniGrid-MemoryS13-v0", {}),
+        ("MemoryS11", "MiniGrid-MemoryS11-v0", {}),
+        ("MemoryS13Random", "MiniGrid-MemoryS13Random-v0", {}),
+        ("MemoryS17Random", "MiniGrid-MemoryS17Random-v0", {}),
+        ("MemoryS21", "fbrl/MemoryS21-v0", {}),
+    ],
     "hidden_automaton": [
         (f"HiddenAutomaton, {length} steps", "fbrl/HiddenAutomaton-v0", {"length": length, "questions": length - 1})
         for length in (12, 24, 48, 96)
