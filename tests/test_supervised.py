@@ -321,3 +321,19 @@ def test_the_feedback_core_learns_a_walk_that_the_transformer_does_not(seed):
     }
     assert accuracy["feedback"] > 0.8
     assert accuracy["transformer"] < 0.75
+
+
+def test_the_table_of_reports(tmp_path):
+    def row(core, seed, value):
+        task = {"side": 4, "steps": 24}
+        return {
+            "name": "walk", "task": task, "steps": 1000, "learning_rate": 0.003, "core": core, "seed": seed,
+            "accuracy": {"value": value}, "baselines": {"most frequent answer": 0.25, "without walls": 0.75},
+        }  # fmt: skip
+
+    rows = [row("transformer", 0, 0.5), row("feedback", 2, 0.75), row("feedback", 0, 1.0), row("transformer", 2, 0.625)]
+    (tmp_path / "supervised_walk.json").write_text(json.dumps({"benchmark": "supervised", "rows": rows}))
+    _, _, line = supervised.table(tmp_path).splitlines()
+    link = "[supervised_walk.json](benchmarks/results/supervised_walk.json)"
+    expected = "walk of 24 steps on 4 x 4 cells | 1,000 | 0.003 | 0, 2 | 0.25 | 0.75 | 1.000, 0.750 | 0.500, 0.625"
+    assert line == f"| {expected} | {link} |"
