@@ -2,7 +2,7 @@
 
     python -m benchmarks.supervised --variables 3 --seed 0 1 --json benchmarks/results/supervised_programs_3.json
     python -m benchmarks.supervised --variables 5 --seed 0 1 --json benchmarks/results/supervised_programs_5.json
-    python -m benchmarks.supervised --task walk --batch 32 --steps 1000 --seed 0 1 \
+    python -m benchmarks.supervised --task walk --batch 32 --steps 1000 --seed 0 1 2 3 4 \
         --json benchmarks/results/supervised_walk.json
     python -m benchmarks.supervised --task walk --batch 32 --steps 2000 --seed 1 \
         --json benchmarks/results/supervised_walk_longer.json
