@@ -33,7 +33,7 @@ train: $(INSTALLED)
 	$(BIN)/python train_agent.py --config $(CONFIG)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -m 'not slow and not gpu' --numprocesses=2
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow and not gpu' --numprocesses=auto --durations=0
