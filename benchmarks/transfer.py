@@ -21,6 +21,11 @@ from fbrl.settings import SettingsError, fail
 
 RESULT = ROOT / "benchmarks" / "results" / "transfer.json"
 VIEW3 = {"agent_view_size": 3}
+FURTHER: list[tuple[str, str, dict[str, Any]]] = [
+    ("MemoryS13Random", "MiniGrid-MemoryS13Random-v0", {}),
+    ("MemoryS17Random", "MiniGrid-MemoryS17Random-v0", {}),
+    ("MemoryS21", "fbrl/MemoryS21-v0", {}),
+]
 # agent -> the tasks it plays: a name, an id, keyword arguments; its own first
 TRANSFERS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
     "memory_s9_view3": [
@@ -34,16 +39,12 @@ TRANSFERS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
     "memory_s11": [
         ("MemoryS11", "MiniGrid-MemoryS11-v0", {}),
         ("MemoryS13", "MiniGrid-MemoryS13-v0", {}),
-        ("MemoryS13Random", "MiniGrid-MemoryS13Random-v0", {}),
-        ("MemoryS17Random", "MiniGrid-MemoryS17Random-v0", {}),
-        ("MemoryS21", "fbrl/MemoryS21-v0", {}),
+        *FURTHER,
     ],
     "memory_s13": [
         ("MemoryS13", "MiniGrid-MemoryS13-v0", {}),
         ("MemoryS11", "MiniGrid-MemoryS11-v0", {}),
-        ("MemoryS13Random", "MiniGrid-MemoryS13Random-v0", {}),
-        ("MemoryS17Random", "MiniGrid-MemoryS17Random-v0", {}),
-        ("MemoryS21", "fbrl/MemoryS21-v0", {}),
+        *FURTHER,
     ],
     "hidden_automaton": [
         (f"HiddenAutomaton, {length} steps", "fbrl/HiddenAutomaton-v0", {"length": length, "questions": length - 1})
