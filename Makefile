@@ -14,7 +14,7 @@ help:
 	@echo 'make train         train the agent of CONFIG ($(CONFIG)) and compare it with the memoryless control'
 	@echo 'make test          the tests, three minutes'
 	@echo 'make test-slow     the learning tests, minutes'
-	@echo 'make test-extras   installs EnvPool and Ray (400 MB to download, 1 GB on disk) and runs their tests'
+	@echo 'make test-extras   installs EnvPool, Ray and Triton (600 MB to download, 2 GB on disk) and runs their tests'
 	@echo 'make lint          ruff and mypy'
 	@echo 'make format        ruff, rewriting files'
 	@echo 'make bench         the speed of the scan, of training and of predict, beside others; an hour on two cores'
@@ -26,7 +26,7 @@ $(INSTALLED): setup.cfg constraints.txt
 	touch $@
 
 $(EXTRAS): $(INSTALLED)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[envpool,ray]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[envpool,ray,triton]'
 	touch $@
 
 train: $(INSTALLED)
@@ -39,7 +39,7 @@ test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow and not gpu' --numprocesses=auto --durations=0
 
 test-extras: $(EXTRAS)
-	$(BIN)/python -m pytest -m 'not slow and not gpu' -k 'pool or test_ray'
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -k 'pool or test_ray or triton'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

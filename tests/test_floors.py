@@ -20,6 +20,8 @@ FLOORS = {
     "fbrl.cores.feedback_passes": 2,
     "fbrl.cores.feedback_backward": 2,
     "fbrl.cores.feedback_scan": 3,
+    "fbrl.cores.triton_kernels": 0,
+    "fbrl.cores.feedback_triton": 4,
     "fbrl.cores.transformer_xl": 3,
     "fbrl.cores.names": 4,
     "fbrl.policy": 4,
