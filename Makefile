@@ -52,9 +52,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
-	$(BIN)/python -m benchmarks.scan --json $(RESULTS)/scan.json
-	$(BIN)/python -m benchmarks.operations --json $(RESULTS)/operations.json
-	$(BIN)/python -m benchmarks.throughput --json $(RESULTS)/throughput.json
-	$(BIN)/python -m benchmarks.latency --json $(RESULTS)/latency.json
-	$(BIN)/python -m benchmarks.stepping --json $(RESULTS)/stepping.json
-	$(BIN)/python -m benchmarks.draw $(addprefix $(RESULTS)/,scan.json throughput.json latency.json)
+	$(BIN)/python -m benchmarks.speed.scan --json $(RESULTS)/scan.json
+	$(BIN)/python -m benchmarks.speed.operations --json $(RESULTS)/operations.json
+	$(BIN)/python -m benchmarks.speed.throughput --json $(RESULTS)/throughput.json
+	$(BIN)/python -m benchmarks.speed.latency --json $(RESULTS)/latency.json
+	$(BIN)/python -m benchmarks.speed.stepping --json $(RESULTS)/stepping.json
+	$(BIN)/python -m benchmarks.speed.draw $(addprefix $(RESULTS)/,scan.json throughput.json latency.json)

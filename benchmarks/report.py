@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from fbrl.runs import PACKAGES
+from experiment.runs import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 SEED = 0
@@ -114,7 +114,7 @@ def conditions(threads: int | None) -> dict[str, Any]:
 
 
 def write(path: Path | None, benchmark: str, report: dict[str, Any]) -> None:
-    """Writes the report, if asked to; ``python -m benchmarks.draw`` draws it."""
+    """Writes the report, if asked to; ``python -m benchmarks.speed.draw`` draws it."""
     if path:
         path.write_text(json.dumps({"benchmark": benchmark} | report, indent=1) + "\n")
 

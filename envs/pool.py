@@ -14,9 +14,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from envs.mission import tokenize
 from envs.registry import make
 from envs.view import FULL, crop_view
+from fbrl.mission import tokenize
 
 VIEW_SIZES = (3, 5, 7)
 SEEDS = 2**31

@@ -11,7 +11,7 @@ from minigrid.minigrid_env import MiniGridEnv
 
 from envs.previous import PreviousStep
 from envs.seeding import SeededFirstReset
-from envs.symbolic import SymbolicObservation
+from fbrl.symbolic import SymbolicObservation
 
 
 class UnknownEnvironmentError(ValueError):

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -165,6 +164,8 @@ def summarise(episodes: Episodes, probability: ArrayLike | None = None) -> Summa
 
 def wilson(successes: int, trials: int) -> Estimate:
     """The share of successes in independent trials with Wilson's score interval (Wilson 1927)."""
+    from scipy import stats  # of the extra ``train``: the library alone does without
+
     interval = stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(successes / trials, float(interval.low), float(interval.high))
 
@@ -173,6 +174,8 @@ def _mean(values: NDArray[Any]) -> Estimate:
     mean = float(np.mean(values))
     if len(values) == 1:
         return Estimate(mean, math.nan, math.nan)
+    from scipy import stats
+
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
     return Estimate(mean, mean - half, mean + half)
 

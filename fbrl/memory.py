@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -50,25 +49,3 @@ class Memory(NamedTuple):
         """Writes the memory vectors ``m`` (B, D) of one step; the oldest slot falls out of a full window."""
         slots = torch.cat([self.slots[:, 1:], m.unsqueeze(1)], dim=1)
         return Memory(slots, (self.length + 1).clamp(max=self.slots.shape[1]))
-
-
-def readable_mask(length: Tensor, episode_start: Tensor, window: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What each step may read.
-
-    Args:
-        length: how many slots are readable before the first step, (B,) int64.
-        episode_start: (B, T) bool.
-        window: M.
-        dtype: of the mask.
-
-    Returns:
-        (T, B, M + 1), to be added to the scores of the window, oldest first, and of the null slot: 0 where
-        readable, -inf elsewhere; and the length after the last step, (B,) int64.
-    """
-    steps = episode_start.shape[1]
-    time = torch.arange(steps, device=length.device)
-    empty_at = torch.where(episode_start, time, -length.unsqueeze(1)).cummax(dim=1).values  # when the length was 0
-    distance = torch.arange(window, -1, -1, device=length.device)
-    readable = distance <= (time - empty_at).t().unsqueeze(-1)
-    mask = torch.zeros(readable.shape, dtype=dtype, device=length.device).masked_fill_(~readable, -math.inf)
-    return mask, (steps - empty_at[:, -1]).clamp(max=window)

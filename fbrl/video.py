@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from stable_baselines3 import PPO
 
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.memory import Memory
 from fbrl.policy import MemoryPolicy
+
+if TYPE_CHECKING:  # pillow is of the extra ``train``: the library alone does without
+    from PIL import Image, ImageDraw
 
 WIDTH = 400  # pixels that a narrow picture is enlarged to, by a whole factor, and a wide one reduced to
 BORDER, MARGIN, ROW, LINE = 6, 8, 22, 16  # pixels
@@ -125,6 +127,8 @@ def _picture(env: gym.Env[Any, Any]) -> NDArray[np.uint8]:
 
 def draw(step: Step) -> Image.Image:
     """One picture: the frame, the caption, the slots of each layer; a border in green or red once the episode ended."""
+    from PIL import Image, ImageDraw
+
     height, width = step.frame.shape[:2]
     scale = WIDTH // width or WIDTH / width
     frame = Image.fromarray(step.frame).resize(
@@ -170,6 +174,8 @@ def _colour(weight: float) -> tuple[int, int, int]:
 
 def save_gif(steps: list[Step], path: str | Path) -> None:
     """Writes the pictures of ``steps`` as a GIF that repeats for ever."""
+    from PIL import Image
+
     images = [draw(step).quantize(COLOURS, dither=Image.Dither.NONE) for step in steps]
     durations = [END_MS if step.ended else STEP_MS for step in steps]
     images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0)

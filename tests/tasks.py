@@ -10,6 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from experiment.distributed import rank
 from fbrl import MemoryPPO
 from fbrl.cores.core import Core
 from fbrl.cores.feedback import FeedbackTransformer
@@ -17,7 +18,6 @@ from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.cores.memoryless import Memoryless
 from fbrl.cores.rnn import GRU, LSTM
 from fbrl.cores.transformer_xl import TransformerXL
-from fbrl.distributed import rank
 
 SIZES = {"d_model": 8, "n_layers": 2, "n_heads": 2, "window": 5}
 RNN_SIZES = {"d_model": 8, "n_layers": 2}

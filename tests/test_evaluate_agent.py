@@ -17,9 +17,9 @@ from PIL import Image
 from stable_baselines3 import PPO
 
 import envs
+from experiment.settings import CoreSettings, EnvSettings, Settings
 from fbrl import MemoryPPO
 from fbrl.evaluation import wilson
-from fbrl.settings import CoreSettings, EnvSettings, Settings
 
 SCRIPT = Path(__file__).parents[1] / "evaluate_agent.py"
 SIZES = {"d_model": 8, "n_layers": 1, "n_heads": 2, "window": 4}
@@ -239,7 +239,7 @@ def test_interrupted(run, saved, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fbrl.evaluation.play", interrupt)
+    monkeypatch.setattr("experiment.playing.play", interrupt)
     assert run(saved) == (130, "", "")
 
 
@@ -282,7 +282,7 @@ def test_errors_are_one_line(run, saved, monkeypatch, error):
     def fail(*_, **__):
         raise error("two\nlines")
 
-    monkeypatch.setattr("fbrl.evaluation.play", fail)
+    monkeypatch.setattr("experiment.playing.play", fail)
     assert_refused(run(saved), "error: two lines")
 
 

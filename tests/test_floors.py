@@ -1,6 +1,11 @@
-"""Imports inside ``fbrl`` only point to lower floors, and ``fbrl`` and ``envs`` never import each other."""
+"""Who may import whom: in ``fbrl`` and ``experiment`` imports point to lower floors, and no package imports one above.
+
+fbrl <- envs (only what makes MiniGrid symbolic) <- experiment <- benchmarks, and the scripts, which nobody imports.
+"""
 
 import ast
+import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -9,33 +14,52 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {
     "fbrl.memory": 0,
-    "fbrl.timing": 0,
+    "fbrl.mission": 0,
     "fbrl.cores": 0,  # its __init__ runs before every core, so it imports none of them
     "fbrl.cores.core": 0,
-    "fbrl.cores.feedback": 1,
-    "fbrl.cores.rnn": 1,
-    "fbrl.cores.memoryless": 1,
+    "fbrl.cores.attention": 0,
     "fbrl.encoders": 1,
+    "fbrl.symbolic": 1,
+    "fbrl.cores.feedback": 1,
     "fbrl.cores.feedback_forward": 1,
-    "fbrl.cores.feedback_passes": 2,
     "fbrl.cores.feedback_backward": 2,
+    "fbrl.cores.feedback_passes": 2,
     "fbrl.cores.feedback_scan": 3,
     "fbrl.cores.triton_kernels": 0,
     "fbrl.cores.feedback_triton": 4,
-    "fbrl.cores.transformer_xl": 3,
+    "fbrl.cores.rnn": 2,
+    "fbrl.cores.transformer_xl": 2,
+    "fbrl.cores.memoryless": 2,
     "fbrl.cores.names": 4,
     "fbrl.policy": 4,
     "fbrl.buffer": 5,
     "fbrl.vec_env": 5,
     "fbrl.ppo": 6,
-    "fbrl.settings": 7,
     "fbrl.evaluation": 7,
     "fbrl.video": 7,
-    "fbrl.distributed": 8,
-    "fbrl.runs": 9,
-    "fbrl.callbacks": 10,
-    "fbrl": 11,  # the roof: hands out the public names, and nothing below imports it
+    "fbrl": 8,  # the roof: hands out the public names, and nothing below imports it
+    "experiment": 10,
+    "experiment.settings": 11,
+    "experiment.timing": 11,
+    "experiment.parsing": 12,
+    "experiment.distributed": 12,
+    "experiment.environments": 12,
+    "experiment.runs": 13,
+    "experiment.agents": 13,
+    "experiment.callbacks": 14,
+    "experiment.playing": 14,
+    "experiment.training": 15,
 }
+
+# what a package may import of the others, besides itself
+ALLOWED = {
+    "fbrl": set(),
+    "envs": {"fbrl.mission", "fbrl.symbolic"},
+    "experiment": {"fbrl", "envs"},
+    "benchmarks": {"fbrl", "envs", "experiment"},
+    "examples": {"fbrl", "envs"},
+}
+SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 
 
 def module_name(path: Path) -> str:
@@ -69,21 +93,55 @@ def top_level(names: set[str]) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-@pytest.mark.parametrize(("name", "path"), modules("fbrl").items())
+@pytest.mark.parametrize(("name", "path"), (modules("fbrl") | modules("experiment")).items())
 def test_imports_point_to_lower_floors(name, path):
     assert name in FLOORS, f"{name} has no floor: give it a row in FLOORS"
-    for imported in imports_of(name, path) & modules("fbrl").keys():
+    for imported in imports_of(name, path) & FLOORS.keys():
         assert FLOORS[imported] < FLOORS[name], f"{name} (floor {FLOORS[name]}) imports {imported}"
 
 
-@pytest.mark.parametrize(("package", "other"), [("fbrl", "envs"), ("envs", "fbrl")])
-def test_library_and_tasks_do_not_import_each_other(package, other):
-    offenders = [name for name, path in modules(package).items() if other in top_level(imports_of(name, path))]
-    assert offenders == []
+def test_every_floor_has_its_module():
+    assert FLOORS.keys() == (modules("fbrl") | modules("experiment")).keys()
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_packages_only_import_those_below(package):
+    everything = SCRIPTS.union(ALLOWED)
+    for name, path in modules(package).items():
+        for imported in imports_of(name, path):
+            if imported.partition(".")[0] in everything - {package}:
+                allowed = any(imported == one or imported.startswith(f"{one}.") for one in ALLOWED[package])
+                assert allowed, f"{name} imports {imported}"
+
+
+def test_nobody_imports_a_script():
+    for path in sorted(ROOT.rglob("*.py")):
+        if not any(part.startswith(".") for part in path.relative_to(ROOT).parts):
+            assert not top_level(imports(path.read_text(), "")) & SCRIPTS, path
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_there_are_no_circles(package):
+    inside = modules(package)
+    graph = {name: imports_of(name, path) & inside.keys() - {name} for name, path in inside.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_the_library_imports_what_it_installs_and_no_more():
+    """What an extra brings is imported where it is used, and at the top of the modules that are about it only."""
+    installed = {"fbrl", "torch", "numpy", "gymnasium", "stable_baselines3"} | sys.stdlib_module_names
+    extras = dict.fromkeys(("fbrl.symbolic", "fbrl.mission"), {"minigrid"})
+    extras |= dict.fromkeys(("fbrl.cores.feedback_triton", "fbrl.cores.triton_kernels"), {"triton"})
+    for name, path in modules("fbrl").items():
+        at_top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        found = set().union(*(top_level(imports(ast.unparse(node), "")) for node in at_top))
+        assert found <= installed | extras.get(name, set()), name
 
 
 def test_the_packages_are_found():
     assert {"fbrl", "fbrl.memory", "fbrl.cores.feedback"} <= modules("fbrl").keys()
+    assert {"benchmarks.report", "benchmarks.speed.scan"} <= modules("benchmarks").keys()
+    assert {"train_agent", "evaluate_agent"} <= SCRIPTS
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,14 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
-from evaluate_agent import exhaustive
+from experiment.agents import make_model
+from experiment.environments import make_envs
+from experiment.parsing import load_settings
+from experiment.playing import exhaustive
+from experiment.runs import create_run
+from experiment.training import learn
 from fbrl import MemoryPPO
-from fbrl.runs import create_run
-from fbrl.settings import load_settings
 from tests.tasks import collect
-from train_agent import learn, make_envs, make_model
 
 pytestmark = pytest.mark.slow
 

@@ -20,15 +20,16 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from experiment.callbacks import MemoryFigures
+from experiment.parsing import load_settings
+from experiment.settings import CoreName
 from fbrl import MemoryPPO
-from fbrl.callbacks import MemoryFigures
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.cores.memoryless import Memoryless
 from fbrl.cores.names import CORES
 from fbrl.cores.rnn import GRU, LSTM
 from fbrl.cores.transformer_xl import TransformerXL
 from fbrl.evaluation import play
-from fbrl.settings import CoreName, load_settings
 from fbrl.vec_env import FiniteVecEnv
 
 SCRIPT = Path(__file__).parents[1] / "train_agent.py"
@@ -248,8 +249,8 @@ def test_envpool_trains_and_minigrid_evaluates(train, monkeypatch, tmp_path):
         played.append(type(env))
         return play(agent, env, *args, **kwargs)
 
-    monkeypatch.setattr("fbrl.callbacks.play", note)
-    monkeypatch.setattr("fbrl.evaluation.play", note)
+    monkeypatch.setattr("experiment.callbacks.play", note)
+    monkeypatch.setattr("experiment.training.play", note)
     code, out, err = train(*ENVPOOL, "--run.name=tiny")
     assert (code, err) == (0, "")
     assert re.search(r"\n +feedback  success ", out)

@@ -73,12 +73,6 @@ class Tape(NamedTuple):
     kv: Tensor  # (2, B H, M + T, D/H): keys and values
 
 
-def by_head(x: Tensor, heads: int) -> Tensor:
-    """Keys or values (B, M, D) -> (B, H, M, D/H)."""
-    by_slot: Tensor = x.unflatten(-1, (heads, -1))
-    return by_slot.transpose(1, 2)
-
-
 def new_tape(saves: bool, x: Tensor, steps: int, kv: Sequence[Tensor], layers: Sequence[Layer]) -> Tape:
     """An empty tape.
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fbrl.cores.attention import by_head, readable_mask, skew
 from fbrl.cores.core import State
 from fbrl.cores.feedback import FeedbackLayer, FeedbackTransformer
-from fbrl.cores.feedback_forward import by_head
-from fbrl.memory import Memory, readable_mask
+from fbrl.memory import Memory
 
 
 def parallel_passes(
@@ -63,15 +63,3 @@ def _pass(core: FeedbackTransformer, x: Tensor, written: Tensor, mask: Tensor) -
         h = h + layer.w_o((attention @ v).transpose(1, 2).flatten(2))
         outputs.append(h + layer.w_2(F.relu(layer.w_1(layer.ln_2(h)))))
     return outputs[-1], torch.einsum("l,lbtd->btd", core.mix.softmax(dim=0), torch.stack(outputs))
-
-
-def skew(window: Tensor) -> Tensor:
-    """What each step has for its own window, (..., T, M), put where the slots are, (..., T, M + T); -inf elsewhere.
-
-    Step t reads the slots t .. t + M - 1. Each row padded by T + 1 and the padding's last T left out, row t
-    of the same numbers with one column less begins t columns later.
-    """
-    steps, slots = window.shape[-2:]
-    padded = F.pad(window, (0, steps + 1), value=-math.inf).flatten(-2)
-    skewed: Tensor = padded[..., :-steps].unflatten(-1, (steps, slots + steps))
-    return skewed

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fbrl.cores.attention import by_head, readable_mask
 from fbrl.cores.core import Actor, State
 from fbrl.cores.feedback import FeedbackLayer, FeedbackTransformer
 from fbrl.cores.feedback_backward import Backward
-from fbrl.cores.feedback_forward import Forward, Tape, by_head, group, new_tape, norm
-from fbrl.memory import Memory, readable_mask
+from fbrl.cores.feedback_forward import Forward, Tape, group, new_tape, norm
+from fbrl.memory import Memory
 
 
 class FastFeedbackTransformer(FeedbackTransformer):

@@ -33,10 +33,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fbrl.cores.attention import by_head, readable_mask, skew
 from fbrl.cores.core import Core, State, check_heads, check_sizes
-from fbrl.cores.feedback_forward import by_head
-from fbrl.cores.feedback_passes import skew
-from fbrl.memory import readable_mask
 
 GATE_BIAS = 2.0  # b_g: at first the gates hand on most of what enters a block
 

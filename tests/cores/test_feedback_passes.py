@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from fbrl.cores.feedback_passes import parallel_passes, skew
+from fbrl.cores.attention import skew
+from fbrl.cores.feedback_passes import parallel_passes
 from fbrl.memory import Memory
 from tests.cores.cases import (
     MEMORIES,

@@ -1,8 +1,6 @@
 """make: what Stable-Baselines3 gets, success, unknown ids."""
 
-import ast
 import itertools
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-import envs
 from envs import UnknownEnvironmentError, make
 from envs.registry import register_tasks
 
@@ -171,16 +168,3 @@ def test_registering_twice_changes_nothing():
     before = dict(gym.registry)
     register_tasks()
     assert dict(gym.registry) == before
-
-
-def test_envs_never_imports_fbrl():
-    files = list(Path(envs.__file__).parent.glob("**/*.py"))
-    imported = set()
-    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
-        if isinstance(node, ast.Import):
-            imported |= {name.name.split(".")[0] for name in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0
-            imported.add(node.module.split(".")[0])
-    assert {"gymnasium", "minigrid", "envs"} <= imported
-    assert "fbrl" not in imported

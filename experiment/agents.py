@@ -1,0 +1,108 @@
+"""The agent of an experiment: made from settings, found on disk, held against what its settings say."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from experiment.environments import make_env
+from experiment.parsing import load_settings
+from experiment.settings import Settings, SettingsError
+from fbrl import MemoryPPO
+from fbrl.cores.names import CORES, core_kwargs
+from fbrl.encoders import MiniGridEncoder, is_minigrid_space
+from fbrl.policy import MemoryPolicy
+from fbrl.vec_env import FiniteVecEnv, stack_frames
+
+
+def make_model(settings: Settings, env: VecEnv) -> PPO:
+    """The agent: PPO with the core of ``core.name``, or Stable-Baselines3's own PPO with the same encoder."""
+    ppo, core, space = settings.ppo, settings.core, env.observation_space
+    if isinstance(space, spaces.Dict):
+        policy = "MultiInputPolicy"
+    else:
+        policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+    policy_kwargs: dict[str, Any] = {}
+    if is_minigrid_space(space):
+        policy_kwargs["features_extractor_class"] = MiniGridEncoder
+        policy_kwargs["features_extractor_kwargs"] = {"features_dim": core.d_model}
+    kwargs: dict[str, Any] = {
+        "learning_rate": LinearSchedule(ppo.learning_rate, ppo.learning_rate_end, end_fraction=1.0),
+        "n_steps": ppo.n_steps,
+        "batch_size": ppo.batch_size,
+        "n_epochs": ppo.n_epochs,
+        "gamma": ppo.gamma,
+        "gae_lambda": ppo.gae_lambda,
+        "clip_range": ppo.clip_range,
+        "ent_coef": ppo.ent_coef,
+        "vf_coef": ppo.vf_coef,
+        "max_grad_norm": ppo.max_grad_norm,
+        "target_kl": ppo.target_kl,
+        "seed": settings.run.seed,
+        "device": settings.run.device,
+    }
+    if core.name == "none":
+        return PPO(policy, env, policy_kwargs=policy_kwargs, **kwargs)
+    sizes = dataclasses.asdict(core)
+    policy_kwargs |= {"core_class": CORES[core.name][0], "core_kwargs": core_kwargs(core.name, sizes)}
+    return MemoryPPO(policy, env, seq_len=ppo.seq_len, passes=ppo.passes, policy_kwargs=policy_kwargs, **kwargs)
+
+
+def find_agent(given: str) -> tuple[Path, Settings]:
+    """The checkpoint, and the settings it was trained with; raises SettingsError where either is missing."""
+    path = Path(given)
+    if path.is_dir():
+        checkpoint = next((path / name for name in ("best.zip", "last.zip") if (path / name).is_file()), None)
+        if checkpoint is None:
+            raise SettingsError(f"{path}: holds neither best.zip nor last.zip")
+    elif path.is_file():
+        checkpoint = path
+    else:
+        raise SettingsError(f"{path}: no such file or folder; expected a run's folder or a saved agent (.zip)")
+    return checkpoint, load_settings(checkpoint.parent / "config.yaml")
+
+
+def check_agent(path: Path, agent: PPO, settings: Settings) -> None:
+    """Raises SettingsError where the agent is not the one that config.yaml describes, or cannot play the task."""
+    config = path.with_name("config.yaml")
+    remembers = isinstance(agent.policy, MemoryPolicy)
+    if remembers != (settings.core.name != "none"):
+        found = "a memory" if remembers else "no memory"
+        raise SettingsError(f"{path}: the agent has {found}, but core.name is {settings.core.name} in {config}")
+    if isinstance(agent.policy, MemoryPolicy):
+        core_class, options = CORES[settings.core.name]
+        made_with = {name: value for name, value in agent.policy.core_kwargs.items() if name in options}
+        if not issubclass(agent.policy.core_class, core_class) or made_with != options:
+            found = f"{agent.policy.core_class.__name__} {made_with or ''}".strip()
+            raise SettingsError(
+                f"{path}: the agent's core is {found}, but core.name is {settings.core.name} in {config}"
+            )
+        described = dataclasses.asdict(settings.core)
+        for name, size in agent.policy.core_kwargs.items():
+            if name in described and described[name] != size:
+                raise SettingsError(f"{path}: core.{name} is {size}, but {described[name]} in {config}")
+    stacked = stack_frames(FiniteVecEnv([partial(make_env, settings.env)]), settings.env.frame_stack)
+    env = agent._wrap_env(stacked)  # turns pictures as Stable-Baselines3 does before training
+    for name, saved, given in (
+        ("observations", agent.observation_space, env.observation_space),
+        ("actions", agent.action_space, env.action_space),
+    ):
+        if saved != given:
+            what = f"the agent's {name} are {describe(saved)}"
+            raise SettingsError(f"{path}: {what}, but those of {settings.env.id} are {describe(given)}")
+    env.close()
+
+
+def describe(space: spaces.Space[Any] | None) -> str:
+    """A space in a few words: kind, and shape or size."""
+    if isinstance(space, spaces.Dict):
+        return "{" + ", ".join(f"{key}: {describe(part)}" for key, part in space.items()) + "}"
+    return f"Box{space.shape} up to {space.high.max():g}" if isinstance(space, spaces.Box) else str(space)

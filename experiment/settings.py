@@ -1,0 +1,212 @@
+"""The settings of one experiment, with defaults and units, and what they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from fbrl.cores.names import CORES, core_kwargs
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message is one line that names it."""
+
+
+@dataclass
+class EnvSettings:
+    """The task.
+
+    Args:
+        id: Environment id: one of this repository's (fbrl/TMaze-v0), any of MiniGrid's, BabyAI's or Gymnasium's.
+        n_envs: Environments that are stepped together.
+        previous_action: Add the previous action to the observation.
+        previous_reward: Add the previous reward to the observation.
+        kwargs: Keyword arguments of the environment, for example {"corridor": 20}.
+        engine: What steps the training's environments: minigrid, in Python, plays any task; envpool, in C++, needs
+            pip install fbrl[envpool] and plays MiniGrid's. Evaluations always take minigrid.
+        frame_stack: Show the last so many observations in one, zeros before the episode's start; null means one by
+            one. For observations in a Box or a Dict of them.
+    """
+
+    id: str = "fbrl/TMaze-v0"
+    n_envs: int = 16
+    previous_action: bool = False
+    previous_reward: bool = False
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    engine: Literal["minigrid", "envpool"] = "minigrid"
+    frame_stack: int | None = None
+
+
+CoreName = Literal["feedback", "feedback_plain", "gru", "lstm", "transformer_xl", "gtrxl", "memoryless", "none"]
+
+
+@dataclass
+class CoreSettings:
+    """The memory.
+
+    Args:
+        name: feedback is the Feedback Transformer, and feedback_plain the same in its plain form, slower, for
+            comparison. gru, lstm, transformer_xl and gtrxl (the same with gates) are its rivals. memoryless has layers
+            but no memory; none has neither and is Stable-Baselines3's own PPO.
+        d_model: D, width of every layer and of a memory vector; the encoder's width too.
+        n_layers: L, number of layers; of all cores but none.
+        n_heads: H, attention heads; divides d_model. Of feedback, feedback_plain, transformer_xl and gtrxl.
+        window: M, memory slots: how many steps back a layer can look directly. Of those with heads.
+        d_feedforward: Width inside a feed-forward block; null means 2 d_model. Of those with heads, and memoryless.
+    """
+
+    name: CoreName = "feedback"
+    d_model: int = 64
+    n_layers: int = 2
+    n_heads: int = 4
+    window: int = 32
+    d_feedforward: int | None = None
+
+
+@dataclass
+class PPOSettings:
+    """The training.
+
+    Args:
+        timesteps: Environment steps in all, counted over all environments.
+        learning_rate: Adam's step size at the start.
+        learning_rate_end: Step size at the end; linear in between.
+        n_steps: Steps of each environment in a rollout; a multiple of seq_len.
+        seq_len: Steps that the loss is back-propagated through.
+        passes: Train with so many parallel passes over each sequence in the place of the scan; null means the scan.
+        batch_size: Steps in a minibatch; a multiple of seq_len.
+        n_epochs: Passes over a rollout.
+        gamma: Discount a step, 0 to 1.
+        gae_lambda: Bias against variance of the advantage, 0 to 1.
+        clip_range: How far the probability ratio may move from one.
+        ent_coef: Weight of the entropy bonus at the start.
+        ent_coef_end: Weight of the entropy bonus at the end; linear in between; null means as at the start.
+        vf_coef: Weight of the value loss.
+        max_grad_norm: Gradients are clipped to this norm.
+        target_kl: Ends the epochs of an update when the policy has moved further than 1.5 times this; null means never.
+    """
+
+    timesteps: int = 500_000
+    learning_rate: float = 5e-4
+    learning_rate_end: float = 0.0
+    n_steps: int = 128
+    seq_len: int = 32
+    passes: int | None = None
+    batch_size: int = 512
+    n_epochs: int = 4
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2
+    ent_coef: float = 0.01
+    ent_coef_end: float | None = None
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    target_kl: float | None = None
+
+
+@dataclass
+class RunSettings:
+    """The run.
+
+    Args:
+        name: Folder of the run, inside folder; null means the task and the seed.
+        folder: Where runs go.
+        seed: Seed of weights, environments and sampling.
+        device: auto, cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.
+        threads: CPU threads that PyTorch uses; null leaves PyTorch's default.
+        eval_every: Environment steps between evaluations.
+        eval_episodes: Episodes of an evaluation, played with the most probable action.
+        checkpoint_every: Environment steps between checkpoints that can be resumed.
+        stop_at_success: Ends the training early once an evaluation reaches this success rate, 0 to 1; null means never.
+        control: Train the memoryless control on the same task too, and print both.
+        progress_bar: Show a progress bar.
+    """
+
+    name: str | None = None
+    folder: str = "runs"
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    eval_every: int = 50_000
+    eval_episodes: int = 64
+    checkpoint_every: int = 100_000
+    stop_at_success: float | None = None
+    control: bool = False
+    progress_bar: bool = True
+
+
+@dataclass
+class Settings:
+    """One experiment."""
+
+    env: EnvSettings = field(default_factory=EnvSettings)
+    core: CoreSettings = field(default_factory=CoreSettings)
+    ppo: PPOSettings = field(default_factory=PPOSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    def save(self, path: Path) -> None:
+        """Writes all settings as YAML."""
+        path.write_text(yaml.safe_dump(asdict(self), sort_keys=False))
+
+
+GROUPS: dict[str, type[Any]] = {"env": EnvSettings, "core": CoreSettings, "ppo": PPOSettings, "run": RunSettings}
+RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    (
+        "at least 1",
+        lambda value: value >= 1,
+        (
+            *("env.n_envs", "env.frame_stack"),
+            *("core.d_model", "core.n_layers", "core.n_heads", "core.window", "core.d_feedforward"),
+            *("ppo.timesteps", "ppo.seq_len", "ppo.passes", "ppo.n_epochs"),
+            *("run.threads", "run.eval_every", "run.eval_episodes", "run.checkpoint_every"),
+        ),
+    ),
+    (
+        "at least 0",
+        lambda value: value >= 0,
+        ("ppo.learning_rate_end", "ppo.ent_coef", "ppo.ent_coef_end", "ppo.vf_coef", "run.seed"),
+    ),
+    (
+        "more than 0",
+        lambda value: value > 0,
+        ("ppo.learning_rate", "ppo.clip_range", "ppo.max_grad_norm", "ppo.target_kl"),
+    ),
+    ("between 0 and 1", lambda value: 0 <= value <= 1, ("ppo.gamma", "ppo.gae_lambda", "run.stop_at_success")),
+)
+
+
+def check(settings: Settings) -> None:
+    """Raises SettingsError, naming the setting, what was given and what is allowed."""
+    env, core, ppo = settings.env, settings.core, settings.ppo
+    for allowed, holds, names in RULES:
+        for name in names:
+            group, _, key = name.partition(".")
+            value = getattr(getattr(settings, group), key)
+            if value is not None and not holds(value):
+                raise SettingsError(f"{name} must be {allowed}, got {value}")
+    for name, value in {"ppo.n_steps": ppo.n_steps, "ppo.batch_size": ppo.batch_size}.items():
+        if value < 1 or value % ppo.seq_len:
+            raise SettingsError(f"{name} must be a multiple of ppo.seq_len = {ppo.seq_len}, got {value}")
+    # advantages are normalised in every minibatch, which takes two of them
+    for name, value in {"ppo.batch_size": ppo.batch_size, "ppo.n_steps x env.n_envs": ppo.n_steps * env.n_envs}.items():
+        if value < 2:
+            raise SettingsError(f"{name} must be at least 2, got {value}")
+    has_heads = core.name in CORES and "n_heads" in core_kwargs(core.name, asdict(core))
+    if has_heads and core.d_model % core.n_heads:
+        raise SettingsError(f"core.n_heads must divide core.d_model = {core.d_model}, got {core.n_heads}")
+
+
+def check_device(name: str, device: str) -> None:
+    """Raises SettingsError where PyTorch has no such device; Stable-Baselines3 would take the CPU without a word."""
+    if device == "auto":
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or one that this machine lacks
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"{name} must be auto, cpu, cuda, cuda:1, ..., got {device}: {reason}") from None
