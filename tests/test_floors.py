@@ -130,8 +130,12 @@ def test_there_are_no_circles(package):
 def test_the_library_imports_what_it_installs_and_no_more():
     """What an extra brings is imported where it is used, and at the top of the modules that are about it only."""
     installed = {"fbrl", "torch", "numpy", "gymnasium", "stable_baselines3"} | sys.stdlib_module_names
-    extras = dict.fromkeys(("fbrl.symbolic", "fbrl.mission"), {"minigrid"})
-    extras |= dict.fromkeys(("fbrl.cores.feedback_triton", "fbrl.cores.triton_kernels"), {"triton"})
+    extras = {
+        "fbrl.mission": {"minigrid"},
+        "fbrl.symbolic": {"minigrid"},
+        "fbrl.cores.feedback_triton": {"triton"},
+        "fbrl.cores.triton_kernels": {"triton"},
+    }
     for name, path in modules("fbrl").items():
         at_top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
         found = set().union(*(top_level(imports(ast.unparse(node), "")) for node in at_top))
