@@ -119,6 +119,7 @@ class RunSettings:
         seed: Seed of weights, environments and sampling.
         device: auto, cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.
         threads: CPU threads that PyTorch uses; null leaves PyTorch's default.
+        cuda_graphs: On a GPU, replay the scan's kernels as CUDA graphs, captured once for each shape of a minibatch.
         eval_every: Environment steps between evaluations.
         eval_episodes: Episodes of an evaluation, played with the most probable action.
         checkpoint_every: Environment steps between checkpoints that can be resumed.
@@ -132,6 +133,7 @@ class RunSettings:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    cuda_graphs: bool = True
     eval_every: int = 50_000
     eval_episodes: int = 64
     checkpoint_every: int = 100_000

@@ -33,6 +33,7 @@ from experiment.environments import evaluation_envs, make_envs
 from experiment.runs import create_run, load_checkpoint, note_resumed
 from experiment.settings import Settings, check_device
 from experiment.timing import TimeShares
+from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.evaluation import load_agent, play, summarise
 
 FINAL_EPISODES = 200
@@ -62,6 +63,8 @@ def saving_on_interrupt(checkpoint: Checkpoint) -> Iterator[None]:
 def learn(model: PPO, settings: Settings, folder: Path) -> None:
     """Trains up to ``ppo.timesteps``, evaluating and saving on the way; raises Interrupted after an interrupt."""
     ppo, run, first = settings.ppo, settings.run, rank() == 0
+    if isinstance(core := getattr(model.policy, "core", None), FastFeedbackTransformer):
+        core.cuda_graphs = run.cuda_graphs
     model.set_logger(configure(str(folder), ["tensorboard"]) if first else Logger(None, []))
     eval_env = evaluation_envs(settings.env, run.seed + 1_000_000, min(run.eval_episodes, 64) if first else 1)
     evaluate = Evaluate(eval_env, folder, run.eval_every, run.eval_episodes, run.seed + 1_000_000, run.stop_at_success)

@@ -18,6 +18,7 @@ FLOORS = {
     "fbrl.cores": 0,  # its __init__ runs before every core, so it imports none of them
     "fbrl.cores.core": 0,
     "fbrl.cores.attention": 0,
+    "fbrl.cores.graphs": 0,
     "fbrl.encoders": 1,
     "fbrl.symbolic": 1,
     "fbrl.cores.feedback": 1,

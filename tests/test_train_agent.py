@@ -559,3 +559,12 @@ def test_a_loss_that_is_not_finite_ends_the_training(train, monkeypatch, tmp_pat
     monkeypatch.setattr(RolloutBuffer, "compute_returns_and_advantage", spoil)
     assert_refused(train("--run.name=tiny"), "the loss or its gradient is not finite")
     assert MemoryPPO.load(tmp_path / "tiny" / "last.zip").num_timesteps == 64
+
+
+@pytest.mark.parametrize("setting", ["true", "false"])
+def test_cuda_graphs_reach_the_core(train, monkeypatch, setting):
+    seen = []
+    monkeypatch.setattr(MemoryFigures, "_on_rollout_end", lambda self: seen.append(self.model.policy.core.cuda_graphs))
+    code, _, err = train(f"--run.cuda_graphs={setting}")
+    assert code == 0, err
+    assert set(seen) == {setting == "true"}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fbrl.cores.feedback_forward import Layer, Shared, Tape, grid, norm, windows
+from fbrl.cores.feedback_forward import Layer, Shared, Tape, grid, group, norm, windows
 
 
 def _norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gain: Tensor) -> Tensor:
@@ -202,3 +202,10 @@ class Backward:
                 slope.x[i + 1].sum((0, 1)),
             ]
         return gradients
+
+
+def scan_gradients(tape: Tape, weights: Sequence[Tensor], outputs: Tensor, written: Tensor) -> list[Tensor]:
+    """From the gradients at x^L and, from outside the scan, at the memory vectors to those at ``scan``'s arguments."""
+    rewind = Backward(tape, outputs, written, *group(weights))
+    rewind.run()
+    return [rewind.slope.x[0], *rewind.initial_gradients(), *rewind.weight_gradients()]

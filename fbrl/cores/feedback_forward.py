@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fbrl.cores.attention import by_head
+
 
 def norm(x: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Layer norm over the last dimension; its mean and 1 / deviation."""
@@ -205,3 +207,24 @@ class Forward:
         n = norm(self.m[t], self.shared.gain_m, self.shared.bias_m)[0]
         both = torch.mm(n, self.w_kv).view(len(n), 2, -1, self.d_head)
         self.written[t].copy_(both.transpose(0, 1))
+
+
+def scan(
+    saves: bool, heads: int, x: Tensor, k: Tensor, v: Tensor, mask: Tensor, *weights: Tensor
+) -> tuple[Tensor, Tape]:
+    """All steps.
+
+    Args:
+        saves: whether a backward may follow.
+        heads: H.
+        x: x^0, (T, B, D).
+        k, v: keys and values of the initial slots, (B, M, D).
+        mask: as ``readable_mask`` gives it.
+        weights: as ``group`` takes them.
+
+    Returns:
+        x^L, (T, B, D), and the tape with the memory vectors.
+    """
+    shared, layers = group(weights)
+    tape = new_tape(saves, x, len(x), [by_head(k, heads), by_head(v, heads)], layers)
+    return Forward(saves, tape, shared, layers).run(x, mask), tape

@@ -25,8 +25,9 @@ from torch.autograd.function import once_differentiable
 from fbrl.cores.attention import by_head, readable_mask
 from fbrl.cores.core import Actor, State
 from fbrl.cores.feedback import FeedbackLayer, FeedbackTransformer
-from fbrl.cores.feedback_backward import Backward
-from fbrl.cores.feedback_forward import Forward, Tape, group, new_tape, norm
+from fbrl.cores.feedback_backward import scan_gradients
+from fbrl.cores.feedback_forward import Forward, Tape, group, new_tape, norm, scan
+from fbrl.cores.graphs import ScanGraphs
 from fbrl.memory import Memory
 
 
@@ -35,7 +36,14 @@ class FastFeedbackTransformer(FeedbackTransformer):
 
     Under autocast the scan runs, and answers, in the parameters' own precision. Its second derivatives are not
     implemented: asking for them raises ``RuntimeError``.
+
+    Attributes:
+        cuda_graphs: whether scans with gradients on a GPU become CUDA graphs, one for each shape that comes again (see
+            ``fbrl.cores.graphs``). Not saved with the weights.
     """
+
+    cuda_graphs = True
+    _graphs: ScanGraphs | None = None
 
     def forward(self, x: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, Memory]:
         """``step`` over time: x (B, T, D), a ``Memory``, episode_start (B, T) bool -> (B, T, D), memory.
@@ -56,7 +64,13 @@ class FastFeedbackTransformer(FeedbackTransformer):
         """x^0 (T, B, D), initial slots (B, M, D), mask (T, B, M + 1) -> x^L and the memory vectors, (T, B, D) each."""
         weights = self._weights()
         saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
-        return _recurrence(saves, self.n_heads, x, *self._project(slots), mask, *weights)
+        arguments = (x, *self._project(slots), mask, *weights)
+        if saves and self.cuda_graphs and _on_gpu(x):
+            self._graphs = self._graphs or ScanGraphs(scan, scan_gradients)
+            replayed = self._graphs(self.n_heads, *arguments)
+            if replayed is not None:
+                return replayed
+        return _recurrence(saves, self.n_heads, *arguments)
 
     def _project(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of memory vectors, both of the same shape (B, M, D)."""
@@ -142,6 +156,10 @@ class FeedbackActor(Actor):
         self.t = 0
 
 
+def _on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
+
+
 @contextlib.contextmanager
 def _autocast_off(device_type: str) -> Iterator[bool]:
     """Switches autocast off inside; gives whether it was on."""
@@ -153,42 +171,25 @@ def _autocast_off(device_type: str) -> Iterator[bool]:
 
 
 class _Recurrence(torch.autograd.Function):
-    """The scan between the initial keys and values and the last layer norm."""
+    """``scan``, from x^0 and the initial keys and values to x^L and the memory vectors, with its gradients."""
 
     @staticmethod
-    def forward(
-        ctx: Any, saves: bool, heads: int, x: Tensor, k: Tensor, v: Tensor, mask: Tensor, *weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """x^L and the memory vectors, (T, B, D) each.
-
-        Args:
-            ctx: torch's.
-            saves: whether a backward may follow.
-            heads: H.
-            x: x^0, (T, B, D).
-            k, v: keys and values of the initial slots, (B, M, D).
-            mask: as ``readable_mask`` gives it.
-            weights: as ``group`` takes them.
-        """
-        shared, layers = group(weights)
-        tape = new_tape(saves, x, len(x), [by_head(k, heads), by_head(v, heads)], layers)
-        outputs = Forward(saves, tape, shared, layers).run(x, mask)
+    def forward(ctx: Any, saves: bool, heads: int, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+        outputs, tape = scan(saves, heads, *arguments)
         if saves:
             ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*tape, *weights)
+            ctx.save_for_backward(*tape, *arguments[4:])
         return outputs, tape.m
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outputs: Tensor | None, written: Tensor | None) -> tuple[Tensor | None, ...]:
-        """The gradients at the arguments of ``forward``; ``None`` stands for zero."""
         kept = len(Tape._fields)
-        tape, (shared, layers) = Tape(*ctx.saved_tensors[:kept]), group(ctx.saved_tensors[kept:])
+        tape, weights = Tape(*ctx.saved_tensors[:kept]), ctx.saved_tensors[kept:]
         outputs, written = (torch.zeros_like(tape.m) if grad is None else grad for grad in (outputs, written))
         with _autocast_off(outputs.device.type):
-            rewind = Backward(tape, outputs, written, shared, layers)
-            rewind.run()
-            return None, None, rewind.slope.x[0], *rewind.initial_gradients(), None, *rewind.weight_gradients()
+            d_x, d_k, d_v, *d_weights = scan_gradients(tape, weights, outputs, written)
+        return None, None, d_x, d_k, d_v, None, *d_weights
 
 
 _recurrence: Callable[..., tuple[Tensor, Tensor]] = _Recurrence.apply
