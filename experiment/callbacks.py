@@ -162,7 +162,7 @@ class EntropySchedule(BetweenUpdates):
 
 
 class MemoryFigures(BaseCallback):
-    """Logs how a Feedback Transformer uses its memory, measured on the last step of every rollout.
+    """Logs how a Feedback Transformer (of two, the actor's) uses its memory, on the last step of every rollout.
 
     - ``memory/mix_l``: softmax(w)_l, the share of layer l in a memory vector; layer 0 is the encoder's output.
     - ``memory/mean_age_l``: the mean age, in steps, of what layer l's attention reads.
@@ -174,15 +174,16 @@ class MemoryFigures(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         policy = self.model.policy
-        if not isinstance(policy, MemoryPolicy) or not isinstance(policy.core, FeedbackTransformer):
+        if not isinstance(policy, MemoryPolicy) or not isinstance(policy.actor_core, FeedbackTransformer):
             return
-        for index, share in enumerate(policy.core.mix.detach().softmax(dim=0).tolist()):
+        core = policy.actor_core
+        for index, share in enumerate(core.mix.detach().softmax(dim=0).tolist()):
             self.logger.record(f"memory/mix_{index}", share)
         with torch.no_grad():
             x = policy.encode(obs_as_tensor(self.model._last_obs, policy.device))  # type: ignore[arg-type]
-            slots, length = self.model._last_state  # type: ignore[attr-defined]
+            slots, length = self.model._last_state[:2]  # type: ignore[attr-defined]
             starts = torch.as_tensor(self.model._last_episode_starts, dtype=torch.bool, device=policy.device)
-            _, attention = policy.core.read(x, Memory(slots, length).reset(starts))
+            _, attention = core.read(x[:, : core.d_model], Memory(slots, length).reset(starts))
         attention = attention[..., 1:].mean(dim=(0, 2))  # (L, M), without the null slot
         age = torch.arange(attention.shape[1], 0, -1, device=attention.device, dtype=attention.dtype)
         for index, weights in enumerate(attention, start=1):

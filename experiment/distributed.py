@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any, TextIO, TypeVar, cast
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from experiment.settings import Settings, SettingsError, check
+from fbrl.ppo import MemoryPPO
 
 T = TypeVar("T")
 
@@ -222,10 +224,14 @@ def in_parallel(model: PPO) -> Iterator[None]:
     # this is saved with the agent
     model.policy.evaluate_actions = update.evaluate_actions  # type: ignore[method-assign]
     model.rollout_buffer.get = update.get  # type: ignore[method-assign,assignment]
+    if isinstance(model, MemoryPPO):
+        model.return_moments = partial(_moments_of_all, model.return_moments)  # type: ignore[method-assign]
     try:
         yield
     finally:
         del model.policy.evaluate_actions, model.rollout_buffer.get
+        if isinstance(model, MemoryPPO):
+            del model.return_moments
 
 
 class _Evaluation(nn.Module):
@@ -276,6 +282,14 @@ class _Update:
             dist.all_reduce(kl)
             self.model.target_kl = -math.inf if kl / size() > 1.5 * self.target_kl else math.inf
         return values, log_prob, entropy
+
+
+def _moments_of_all(of_mine: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    """The mean and the variance over the rollouts of all processes, which are of one size."""
+    parts = [torch.empty(2, dtype=torch.float64) for _ in range(size())]
+    dist.all_gather(parts, torch.tensor(of_mine(), dtype=torch.float64))
+    means, variances = torch.stack(parts).unbind(dim=1)
+    return float(means.mean()), float(variances.mean() + means.var(correction=0))
 
 
 def _normalized(advantages: Tensor) -> Tensor:

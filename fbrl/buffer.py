@@ -11,8 +11,8 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from torch import Tensor
 
 from fbrl.cores.core import State
-from fbrl.memory import Memory
-from fbrl.policy import Iterate, Sequences
+from fbrl.sequences import Iterate, Sequences
+from fbrl.value_scale import ValueScale
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
@@ -34,7 +34,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
     Attributes:
         drift: how far each whole epoch since the rollout has moved the memory vectors from those of the rollout, as a
             share of their norm.
+        value_scale: the units of the values and returns in minibatches; ``None`` for the reward's, in which the
+            buffer keeps them.
     """
+
+    value_scale: ValueScale | None = None
 
     def __init__(self, *args: Any, seq_len: int, passes: int | None = None, **kwargs: Any) -> None:
         self.seq_len, self.passes = seq_len, passes
@@ -43,17 +47,36 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def reset(self) -> None:
         """Empties the buffer."""
         super().reset()
+        self.after_cut = np.full((self.buffer_size, self.n_envs), np.nan, dtype=np.float32)
         self.states: list[State] = []  # before each sequence's first step, tensors (n_envs, ...)
         self.written: list[Tensor] = []  # memory vectors (n_envs, D), where passes will want them
         self.drift: list[float] = []
 
-    def add(self, *args: Any, state: State, next_state: State, **kwargs: Any) -> None:  # type: ignore[override]
-        """Adds one step of every environment; the states are the core's before and after it, tensors (n_envs, ...)."""
+    def add(  # type: ignore[override]
+        self, *args: Any, state: State, next_state: State, after_cut: np.ndarray[Any, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Adds one step of every environment.
+
+        Args:
+            *args, **kwargs: as in Stable-Baselines3.
+            state, next_state: the core's before and after the step, tensors (n_envs, ...).
+            after_cut: (n_envs,) the value of the last observation where the step's episode was cut short, NaN
+                elsewhere; ``None`` where none was.
+        """
+        if after_cut is not None:
+            self.after_cut[self.pos] = after_cut
         if self.pos % self.seq_len == 0:
             self.states.append(state)
         if self.passes is not None:
-            self.written.append(Memory(*next_state).slots[:, -1].clone())
+            # of a `Memory`, or of the actor's and the critic's
+            self.written.append(torch.cat([slots[:, -1] for slots in next_state[::2]], dim=-1))
         super().add(*args, **kwargs)
+
+    def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray[Any, Any]) -> None:
+        """As in Stable-Baselines3, with the discounted values after episodes that were cut short in the rewards."""
+        self.rewards += self.gamma * np.nan_to_num(self.after_cut)
+        self.after_cut[:] = np.nan
+        super().compute_returns_and_advantage(last_values, dones)
 
     def get(self, batch_size: int | None = None) -> Iterator[Any]:  # type: ignore[override]
         """Minibatches of whole sequences, in random order; ``None`` yields everything at once.
@@ -70,6 +93,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
             steps = (sequences[:, None] * self.seq_len + np.arange(self.seq_len)).ravel()
             samples = self._get_samples(steps)
             observations = self._sequences(samples.observations, sequences, steps)
+            if self.value_scale is not None:
+                to_units = self.value_scale.to_units
+                samples = samples._replace(old_values=to_units(samples.old_values), returns=to_units(samples.returns))
             yield samples._replace(observations=observations)  # type: ignore[arg-type]
             if observations.iterate is not None:
                 self.memories[torch.as_tensor(sequences, device=self.device)] = observations.iterate.memories

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,29 +15,12 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 from fbrl.cores.core import Actor, Core, State
-from fbrl.cores.feedback import FeedbackTransformer
-from fbrl.cores.feedback_passes import parallel_passes
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
+from fbrl.cores.twin import TwinCore
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
-
-Observation = np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]
-
-
-@dataclass
-class Iterate:
-    """The memory vectors that parallel passes over some sequences start from, and leave behind."""
-
-    memories: Tensor  # (B, T, D)
-    passes: int
-
-
-class Sequences(NamedTuple):
-    """B sequences of T time steps, as ``evaluate_actions`` takes them in the place of observations."""
-
-    observations: PyTorchObs  # (B, T, ...), or a dict of them
-    episode_starts: Tensor  # (B, T) bool
-    state: State  # the core's state before the first step, tensors (B, ...)
-    iterate: Iterate | None = None  # for parallel passes in the place of the scan; renewed by ``evaluate_actions``
+from fbrl.finite import Observation, check_finite, refuse_non_finite_gradients
+from fbrl.sequences import Sequences
+from fbrl.value_scale import ValueScale
 
 
 class MemoryPolicy(ActorCriticPolicy):
@@ -47,14 +29,16 @@ class MemoryPolicy(ActorCriticPolicy):
     Takes everything that ``ActorCriticPolicy`` takes. ``net_arch`` describes the layers between the core and
     the two heads and is empty by default. ``ortho_init`` leaves the core as the core initialises itself.
 
+    With ``share_features_extractor=False`` the critic has an encoder and a core of its own; a state then holds the
+    actor's core's tensors and behind them the critic's.
+
+    Values are in the reward's units wherever they are handed out, except by ``evaluate_actions``: see ``ValueScale``.
+
     Args:
         observation_space, action_space, lr_schedule: as in Stable-Baselines3.
         core_class: the ``Core`` to use.
         core_kwargs: its sizes.
         **kwargs: passed on to ``ActorCriticPolicy``.
-
-    Raises:
-        ValueError: where separate encoders for actor and critic are asked for: there is one core.
     """
 
     def __init__(
@@ -67,8 +51,6 @@ class MemoryPolicy(ActorCriticPolicy):
         core_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not kwargs.get("share_features_extractor", True):
-            raise ValueError("share_features_extractor must be True: actor and critic read one core, got False")
         self._last_predicted: tuple[tuple[np.ndarray[Any, Any], ...], Actor] | None = None
         self.core_class = core_class
         self.core_kwargs = core_kwargs or {}
@@ -77,32 +59,54 @@ class MemoryPolicy(ActorCriticPolicy):
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | {"core_class": self.core_class, "core_kwargs": self.core_kwargs}
+        return super()._get_constructor_parameters() | {
+            "core_class": self.core_class,
+            "core_kwargs": self.core_kwargs,
+            "share_features_extractor": self.share_features_extractor,
+        }
 
     def _build_mlp_extractor(self) -> None:
         """Puts the core before Stable-Baselines3's own layers; the caller builds heads and optimiser as ever."""
         core = self.core_class(**self.core_kwargs)
-        # the encoder output is layer-normed to unit scale because it enters the memory as layer 0
-        self.core_input = nn.Sequential(
-            nn.Linear(int(self.features_dim), core.d_model), nn.LayerNorm(core.d_model, elementwise_affine=False)
-        )
+        self.core_input = self._make_core_input(core.d_model)
         self.core = core
+        if not self.share_features_extractor:
+            self.vf_core_input = self._make_core_input(core.d_model)
+            self.core = TwinCore(core, self.core_class(**self.core_kwargs))
         self.mlp_extractor = MlpExtractor(core.d_model, self.net_arch, self.activation_fn, device=self.device)
+        self.value_scale = ValueScale()
+
+    def _make_core_input(self, d_model: int) -> nn.Sequential:
+        # the encoder output is layer-normed to unit scale because it enters the memory as layer 0
+        return nn.Sequential(
+            nn.Linear(int(self.features_dim), d_model), nn.LayerNorm(d_model, elementwise_affine=False)
+        )
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        self.optimizer.register_step_pre_hook(_refuse_non_finite_gradients)
+        self.optimizer.register_step_pre_hook(refuse_non_finite_gradients)
+
+    @property
+    def actor_core(self) -> Core:
+        """The core that the actions come from: the only one, or the actor's."""
+        return self.core.pi if isinstance(self.core, TwinCore) else self.core
 
     def initial_state(self, batch_size: int) -> State:
         """The core's state of ``batch_size`` sequences before their first step."""
         return self.core.initial_state(batch_size)
 
     def encode(self, obs: PyTorchObs) -> Tensor:
-        """Observations (N, ...), or a dict of them -> what the core reads, (N, D), layer-normed."""
-        return cast(Tensor, self.core_input(self.extract_features(obs)))
+        """Observations (N, ...), or a dict of them -> what the core reads, layer-normed.
+
+        (N, D); of an actor and a critic that share nothing (N, 2 D), the actor's first.
+        """
+        features = self.extract_features(obs)
+        if isinstance(features, tuple):
+            return torch.cat([self.core_input(features[0]), self.vf_core_input(features[1])], dim=-1)
+        return cast(Tensor, self.core_input(features))
 
     def _features(self, sequences: Sequences) -> tuple[Tensor, State]:
-        """What the heads read, (B*T, D) in the order of the flattened sequences, and the state after the last step."""
+        """What the core makes of sequences, (B*T, D or 2 D), flattened in their order, and the state after them."""
         observations, episode_starts, state, iterate = sequences
         batch, steps = episode_starts.shape
         if isinstance(observations, dict):
@@ -113,11 +117,7 @@ class MemoryPolicy(ActorCriticPolicy):
         if iterate is None:
             features, state = self.core(x, state, episode_starts)
         else:
-            assert isinstance(self.core, FeedbackTransformer)
-            features, state, memories = parallel_passes(
-                self.core, x, state, episode_starts, iterate.memories, iterate.passes
-            )
-            iterate.memories = memories.detach()
+            features, state = iterate.run(self.core, x, state, episode_starts)
         return features.flatten(0, 1), state
 
     def _step_features(self, obs: PyTorchObs, state: State, episode_start: Tensor) -> tuple[Tensor, State]:
@@ -151,40 +151,53 @@ class MemoryPolicy(ActorCriticPolicy):
         return *self._choose(features, deterministic=False), state
 
     def _choose(self, features: Tensor, deterministic: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """What the heads make of features (B, D): actions (B, ...), values (B, 1), log-probabilities (B,)."""
-        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features))
+        """What the heads make of features (B, ...): actions (B, ...), values (B, 1), log-probabilities (B,)."""
+        distribution = self._distribution(features)
         actions = distribution.get_actions(deterministic=deterministic)
         log_prob = distribution.log_prob(actions)
-        values = self.value_net(self.mlp_extractor.forward_critic(features))
+        values = self.value_scale.to_raw(self._values(features))
         return actions.reshape((-1, *(self.action_space.shape or ()))), values, log_prob
+
+    def _distribution(self, features: Tensor) -> Distribution:
+        """The action distribution, from what the core gives."""
+        if not self.share_features_extractor:
+            features = features.chunk(2, dim=-1)[0]
+        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features))
+
+    def _values(self, features: Tensor) -> Tensor:
+        """The values (B, 1) in the units of ``value_scale``, from what the core gives."""
+        if not self.share_features_extractor:
+            features = features.chunk(2, dim=-1)[1]
+        return cast(Tensor, self.value_net(self.mlp_extractor.forward_critic(features)))
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: Sequences, actions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values (B*T, 1), log-probabilities (B*T,) and entropies (B*T,) of ``actions`` (B*T, ...) in sequences."""
+        """Values (B*T, 1), log-probabilities (B*T,) and entropies (B*T,) of ``actions`` (B*T, ...) in sequences.
+
+        The values are in the units of ``value_scale``, as those of the buffer's minibatches are.
+        """
         features, _ = self._features(obs)
-        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features))
-        values = self.value_net(self.mlp_extractor.forward_critic(features))
-        return values, distribution.log_prob(actions), distribution.entropy()
+        distribution = self._distribution(features)
+        return self._values(features), distribution.log_prob(actions), distribution.entropy()
 
     def get_distribution(  # type: ignore[override]
         self, obs: PyTorchObs, state: State, episode_start: Tensor
     ) -> tuple[Distribution, State]:
         """The action distribution of one step and the state after it; arguments as in ``forward``."""
         features, state = self._step_features(obs, state, episode_start)
-        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features)), state
+        return self._distribution(features), state
 
     def predict_values(self, obs: PyTorchObs, state: State, episode_start: Tensor) -> Tensor:  # type: ignore[override]
         """The values (B, 1) of one step, which leaves ``state`` as it is; arguments as in ``forward``."""
         features, _ = self._step_features(obs, state, episode_start)
-        return cast(Tensor, self.value_net(self.mlp_extractor.forward_critic(features)))
+        return self.value_scale.to_raw(self._values(features))
 
     def _predict(  # type: ignore[override]
         self, observation: PyTorchObs, actor: Actor, episode_start: Tensor, deterministic: bool = False
     ) -> Tensor:
         features, _ = actor.step(self.encode(observation), episode_start)
-        distribution = self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features))
-        return distribution.get_actions(deterministic=deterministic)
+        return self._distribution(features).get_actions(deterministic=deterministic)
 
     def predict(
         self,
@@ -279,20 +292,3 @@ class MemoryMultiInputPolicy(MemoryPolicy):
     def __init__(self, observation_space: spaces.Space[Any], *args: Any, **kwargs: Any) -> None:
         encoder = MiniGridEncoder if is_minigrid_space(observation_space) else CombinedExtractor
         super().__init__(observation_space, *args, **{"features_extractor_class": encoder} | kwargs)
-
-
-def check_finite(observation: Observation, name: str) -> None:
-    """Raises ValueError naming the key where a floating-point observation holds NaN or infinity."""
-    parts = observation.items() if isinstance(observation, dict) else [("", observation)]
-    for key, value in parts:
-        array = np.asarray(value)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            where = f"{name}[{key!r}]" if key else name
-            raise ValueError(f"{where} must be finite, got {array[~np.isfinite(array)][0]}")
-
-
-def _refuse_non_finite_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """An optimiser hook: raises FloatingPointError before a loss that is not finite can reach the weights."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not torch.stack([gradient.sum() for gradient in gradients]).isfinite().all():
-        raise FloatingPointError("the loss or its gradient is not finite; the weights are those before the update")

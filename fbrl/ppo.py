@@ -14,11 +14,13 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
 
 from fbrl.buffer import SequenceDictRolloutBuffer, SequenceRolloutBuffer
 from fbrl.cores.core import State
 from fbrl.cores.feedback import FeedbackTransformer
-from fbrl.policy import MemoryCnnPolicy, MemoryMultiInputPolicy, MemoryPolicy, check_finite
+from fbrl.finite import check_finite
+from fbrl.policy import MemoryCnnPolicy, MemoryMultiInputPolicy, MemoryPolicy
 
 SelfMemoryPPO = TypeVar("SelfMemoryPPO", bound="MemoryPPO")
 
@@ -39,6 +41,8 @@ class MemoryPPO(PPO):
         n_steps: steps of each environment in a rollout; a multiple of ``seq_len``.
         batch_size: steps in a minibatch; a multiple of ``seq_len``.
         seq_len: steps that the loss is back-propagated through.
+        normalize_values: learn values in units of the returns' running mean and deviation (``ValueScale``), so that
+            rewards may be of any scale. ``train/value_loss`` and ``clip_range_vf`` are then in these units.
         passes: train with so many parallel passes over each sequence (``fbrl.cores.feedback_passes``) in the place
             of the scan; ``None`` for the scan.
         **kwargs: everything else that ``stable_baselines3.PPO`` takes.
@@ -54,6 +58,7 @@ class MemoryPPO(PPO):
         "MultiInputPolicy": MemoryMultiInputPolicy,
     }
     policy: MemoryPolicy
+    normalize_values = False  # of an agent that was saved before it could be said
     _last_state: State | None = None
 
     def __init__(
@@ -66,6 +71,7 @@ class MemoryPPO(PPO):
         *,
         seq_len: int = 32,
         passes: int | None = None,
+        normalize_values: bool = True,
         **kwargs: Any,
     ) -> None:
         if batch_size == 1 and kwargs.get("normalize_advantage", True):
@@ -73,6 +79,8 @@ class MemoryPPO(PPO):
         if passes is not None and passes < 1:
             raise ValueError(f"passes must be at least 1, or None for the scan, got {passes}")
         self.seq_len, self.passes = seq_len, passes
+        if kwargs.get("_init_setup_model", True):  # not where an agent is loaded, whose file says it
+            self.normalize_values = normalize_values
         super().__init__(policy, env, learning_rate=learning_rate, n_steps=n_steps, batch_size=batch_size, **kwargs)
 
     @staticmethod
@@ -93,12 +101,14 @@ class MemoryPPO(PPO):
             raise ValueError(f"rollout_buffer_class must be a SequenceRolloutBuffer, got {name}")
         self.rollout_buffer_kwargs = self.rollout_buffer_kwargs | {"seq_len": self.seq_len, "passes": self.passes}
         super()._setup_model()
-        if self.passes is not None and not isinstance(self.policy.core, FeedbackTransformer):
-            raise ValueError(f"passes needs a FeedbackTransformer core, got {type(self.policy.core).__name__}")
+        if self.passes is not None and not issubclass(self.policy.core_class, FeedbackTransformer):
+            raise ValueError(f"passes needs a FeedbackTransformer core, got {self.policy.core_class.__name__}")
+        if self.normalize_values:
+            self.rollout_buffer.value_scale = self.policy.value_scale  # type: ignore[attr-defined]
         self._last_state = None
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_state"]
+        return [*super()._excluded_save_params(), "_last_state", "return_moments"]
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -146,7 +156,6 @@ class MemoryPPO(PPO):
                 return False
 
             self._update_info_buffer(infos, dones)
-            rewards = self._bootstrap_truncated(rewards, dones, infos, next_state)
             rollout_buffer.add(
                 self._last_obs,
                 actions,
@@ -156,16 +165,48 @@ class MemoryPPO(PPO):
                 log_probs,
                 state=self._last_state,
                 next_state=next_state,
+                after_cut=self._values_after_cut(dones, infos, next_state),
             )
             self._last_obs, self._last_episode_starts, self._last_state = new_obs, dones, next_state  # type: ignore[assignment]
 
         with torch.no_grad():
             starts = torch.as_tensor(dones, dtype=torch.bool, device=self.device)
             values = self.policy.predict_values(obs_as_tensor(new_obs, self.device), next_state, starts)  # type: ignore[arg-type]
-        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        if self.normalize_values:
+            self._renew_value_scale(rollout_buffer, values, dones)
+        else:
+            rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _renew_value_scale(
+        self, buffer: SequenceRolloutBuffer, last_values: Tensor, dones: np.ndarray[Any, Any]
+    ) -> None:
+        """Computes returns and advantages, and takes the returns into the units of the value head.
+
+        Before there are any, the units are those of the returns that the rewards give without values.
+        """
+        scale = self.policy.value_scale
+        first = not scale.known
+        if first:
+            said = buffer.values.copy(), buffer.after_cut.copy()
+            buffer.values[:], buffer.after_cut[:] = 0, np.nan
+            buffer.compute_returns_and_advantage(torch.zeros_like(last_values), dones)
+            scale.update(*self.return_moments(), self.policy.value_net)
+            mean, std = scale.mean.item(), scale.std.item()
+            buffer.values[:], buffer.after_cut[:] = (mean + std * values for values in said)
+            last_values = scale.to_raw(last_values)
+        buffer.compute_returns_and_advantage(last_values, dones)
+        if not first:
+            scale.update(*self.return_moments(), self.policy.value_net)
+        self.logger.record("train/return_mean", scale.mean.item())
+        self.logger.record("train/return_std", scale.std.item())
+
+    def return_moments(self) -> tuple[float, float]:
+        """The mean and the variance of the rollout's returns."""
+        returns = self.rollout_buffer.returns.astype(np.float64)
+        return float(returns.mean()), float(returns.var())
 
     def train(self) -> None:
         """``PPO.train``; then logs the drift of each epoch e of parallel passes as ``memory/drift_e``."""
@@ -174,17 +215,18 @@ class MemoryPPO(PPO):
         for epoch, drift in enumerate(self.rollout_buffer.drift, start=1):
             self.logger.record(f"memory/drift_{epoch}", drift)
 
-    def _bootstrap_truncated(
-        self, rewards: np.ndarray[Any, Any], dones: np.ndarray[Any, Any], infos: list[dict[str, Any]], state: State
+    def _values_after_cut(
+        self, dones: np.ndarray[Any, Any], infos: list[dict[str, Any]], state: State
     ) -> np.ndarray[Any, Any]:
-        """Rewards (n_envs,) with the discounted value of the last observation added where an episode was cut short."""
+        """(n_envs,) the value of the last observation where an episode was cut short, NaN elsewhere."""
+        values = np.full(len(dones), np.nan, dtype=np.float32)
         cut = [
             index
             for index in np.flatnonzero(dones)
             if infos[index].get("terminal_observation") is not None and infos[index].get("TimeLimit.truncated", False)
         ]
         if not cut:
-            return rewards
+            return values
         last = [infos[index]["terminal_observation"] for index in cut]
         if isinstance(self.observation_space, spaces.Dict):
             stacked: Any = {key: np.stack([obs[key] for obs in last]) for key in last[0]}
@@ -195,10 +237,9 @@ class MemoryPPO(PPO):
         with torch.no_grad():
             obs, _ = self.policy.obs_to_tensor(stacked)
             going_on = torch.zeros(len(cut), dtype=torch.bool, device=self.device)
-            values = self.policy.predict_values(obs, tuple(part[rows] for part in state), going_on)
-        rewards = rewards.copy()
-        rewards[cut] += self.gamma * values.flatten().cpu().numpy()
-        return rewards
+            after = self.policy.predict_values(obs, tuple(part[rows] for part in state), going_on)
+        values[cut] = after.flatten().cpu().numpy()
+        return values
 
     def learn(
         self: SelfMemoryPPO,

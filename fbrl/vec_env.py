@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from fbrl.policy import check_finite
+from fbrl.finite import check_finite
 
 
 class FiniteVecEnv(DummyVecEnv):

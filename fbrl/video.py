@@ -43,7 +43,7 @@ def attention(policy: MemoryPolicy, observation: Any, state: tuple[NDArray[Any],
     """What each layer of a ``FeedbackTransformer`` looks at, on average over its heads.
 
     Args:
-        policy: whose core is a ``FeedbackTransformer``.
+        policy: whose core, or actor's core, is a ``FeedbackTransformer``.
         observation: one observation.
         state: the memory before the step, as ``predict`` returns it; ``None`` means empty.
 
@@ -51,14 +51,15 @@ def attention(policy: MemoryPolicy, observation: Any, state: tuple[NDArray[Any],
         (L, 1 + M), rows that sum to one: the null slot, then the memory slots, oldest first; NaN where a slot
         cannot be read.
     """
-    assert isinstance(policy.core, FeedbackTransformer)
-    memory = policy.core.initial_state(1)
+    core = policy.actor_core
+    assert isinstance(core, FeedbackTransformer)
+    memory = core.initial_state(1)
     if state is not None:
-        memory = Memory(*(torch.tensor(part, device=policy.device) for part in state))
+        memory = Memory(*(torch.tensor(part, device=policy.device) for part in state[:2]))
     policy.set_training_mode(False)
     with torch.no_grad():
         obs, _ = policy.obs_to_tensor(observation)
-        _, weights = policy.core.read(policy.encode(obs), memory)
+        _, weights = core.read(policy.encode(obs)[:, : core.d_model], memory)
     mean: NDArray[np.float64] = weights[0].mean(dim=1).double().cpu().numpy()
     mean[:, 1:][:, ~memory.readable[0].cpu().numpy()] = np.nan
     return mean
@@ -101,7 +102,7 @@ def _episode(
     agent: PPO, env: gym.Env[Any, Any], title: str, deterministic: bool, zero_memory: bool, max_steps: int
 ) -> list[Step]:
     policy: Any = agent.policy
-    shows = isinstance(policy, MemoryPolicy) and isinstance(policy.core, FeedbackTransformer)
+    shows = isinstance(policy, MemoryPolicy) and isinstance(policy.actor_core, FeedbackTransformer)
     steps: list[Step] = []
     observation, _ = env.reset()
     state, ended, total = None, False, 0.0

@@ -7,7 +7,8 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from fbrl.policy import MemoryPolicy, Sequences
+from fbrl.policy import MemoryPolicy
+from fbrl.sequences import Sequences
 from tests.tasks import CORES, DICT, VECTOR, EchoTask, make_model, remembers, sharpen, vec
 
 B, T = 3, 9  # T is longer than the window of 5
@@ -329,11 +330,6 @@ def test_save_and_load_the_policy_alone(core, net_arch, tmp_path):
         np.testing.assert_array_equal(others, actions)
     for array, same in zip(state, other, strict=True):
         np.testing.assert_array_equal(array, same)
-
-
-def test_separate_encoders_are_refused(core):
-    with pytest.raises(ValueError, match=r"^share_features_extractor must be True: .* got False$"):
-        make_model(core, policy_kwargs={"share_features_extractor": False})
 
 
 def test_orthogonal_initialisation_leaves_the_core_alone(core):

@@ -14,7 +14,7 @@ from torch import nn
 
 from fbrl import MemoryPPO
 from fbrl.cores.core import Core
-from fbrl.policy import Sequences
+from fbrl.sequences import Sequences
 from tests.tasks import (
     CORES,
     DICT,
@@ -194,7 +194,7 @@ def test_a_cut_episode_is_bootstrapped_with_the_memory_after_its_last_step(core,
 @every_core
 def test_the_value_of_a_task_that_is_only_cut_short(core):
     """One reward a step for ever is worth 1 / (1 - gamma); where the values say so, there is nothing to gain."""
-    model = make_model(core, vec(task=ConstantTask), gamma=GAMMA)
+    model = make_model(core, vec(task=ConstantTask), gamma=GAMMA, normalize_values=False)
     with torch.no_grad():
         model.policy.value_net.weight.zero_()
         model.policy.value_net.bias.fill_(1 / (1 - GAMMA))
@@ -249,7 +249,8 @@ def identity_and_ppo(action_space, **kwargs):
     kwargs = {"n_steps": 12, "batch_size": 6, "n_epochs": 2, "seed": 0, "device": "cpu", "learning_rate": 1e-2} | kwargs
     net_arch = {"pi": [5], "vf": [4]}
     policy_kwargs = {"core_class": Identity, "net_arch": net_arch}
-    model = MemoryPPO("MlpPolicy", vec(action_space=action_space), seq_len=1, policy_kwargs=policy_kwargs, **kwargs)
+    ours = {"seq_len": 1, "normalize_values": False}
+    model = MemoryPPO("MlpPolicy", vec(action_space=action_space), policy_kwargs=policy_kwargs, **ours, **kwargs)
     policy_kwargs = {"features_extractor_class": NormedLinear, "net_arch": net_arch}
     ppo = PPO("MlpPolicy", vec(action_space=action_space), policy_kwargs=policy_kwargs, **kwargs)
     pairs = [
@@ -369,8 +370,9 @@ def test_what_is_not_finite_is_refused(broken, value, n_steps):
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
-def test_a_loss_that_is_not_finite_does_not_reach_the_weights():
-    model = make_model(env=vec(task=ConstantTask, reward=1e38))
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_loss_that_is_not_finite_does_not_reach_the_weights(normalize):
+    model = make_model(env=vec(task=ConstantTask, reward=1e38), normalize_values=normalize)
     before = parameters(model)
     with pytest.raises(FloatingPointError, match="not finite"):
         model.learn(36)

@@ -552,12 +552,12 @@ def test_a_loss_that_is_not_finite_ends_the_training(train, monkeypatch, tmp_pat
     def spoil(buffer, *args, **kwargs):
         compute(buffer, *args, **kwargs)
         spoil.rollouts += 1
-        if spoil.rollouts == 3:
+        if spoil.rollouts >= 5:  # twice a rollout where values get their units from it
             buffer.returns[:] = np.nan
 
     spoil.rollouts = 0
     monkeypatch.setattr(RolloutBuffer, "compute_returns_and_advantage", spoil)
-    assert_refused(train("--run.name=tiny"), "the loss or its gradient is not finite")
+    assert_refused(train("--run.name=tiny"), "the returns of the rollout are not finite")
     assert MemoryPPO.load(tmp_path / "tiny" / "last.zip").num_timesteps == 64
 
 

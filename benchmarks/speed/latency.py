@@ -49,7 +49,8 @@ from benchmarks.speed.contenders import (
 from experiment.environments import make_envs
 from experiment.settings import Settings
 from fbrl import MemoryPPO
-from fbrl.policy import Observation, Sequences
+from fbrl.finite import Observation
+from fbrl.sequences import Sequences
 
 BATCHES = (1, 16, 256)
 BLOCK = 50  # steps

@@ -166,6 +166,7 @@ def give(model, whole, columns):
     if isinstance(model, MemoryPPO):
         buffer.states = [tuple(part[columns] for part in state) for state in source.states]
         buffer.written = [part[columns] for part in source.written]
+        model.policy.load_state_dict(whole.policy.state_dict())  # the value head, which is in the returns' units
     buffer.pos, buffer.full, buffer.generator_ready = source.pos, True, False
     return model
 
@@ -206,6 +207,24 @@ def test_two_processes_with_half_a_rollout_equal_one_with_all_of_it(together, me
         assert moved > 5e-4
         # sequences of one step read nothing that they wrote
         assert without == (["core.mix"] if memory and seq_len == 1 else [])
+
+
+def moments():
+    """Those of a rollout of this process's own, those that all processes agree on, and what is made of them."""
+    model = agent(seed=rank())
+    with in_parallel(model):
+        collect(model)
+        mine = model.rollout_buffer.returns
+        return mine, model.return_moments(), model.policy.value_scale.updates.item()
+
+
+def test_the_units_of_values_are_of_all_returns(together):
+    (one, agreed, updates), (other, also, _) = together(moments)
+    assert agreed == also
+    assert updates == 1
+    both = np.concatenate([one, other]).astype(np.float64)
+    assert agreed == pytest.approx((both.mean(), both.var()), rel=1e-6)
+    assert one.mean() != pytest.approx(other.mean(), rel=1e-3)
 
 
 def limited(target_kl):
