@@ -15,9 +15,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from experiment.runs import PACKAGES
+from experiment.settings import SettingsError, check_device
 
 ROOT = Path(__file__).parents[1]
 SEED = 0
@@ -28,11 +31,19 @@ Result = TypeVar("Result")
 Lap = tuple[float, float]  # seconds by the clock, and of all this process's processors
 
 
-def lap(function: Callable[[], object]) -> Lap:
-    """What one call takes. Processor time does not count what other processes take."""
+def lap(function: Callable[[], object], device: str = "cpu") -> Lap:
+    """What one call takes, to the end of all that it asks of a GPU. Processor time does not count other processes'."""
+    wait_for(device)
     start, cpu_start = time.perf_counter(), time.process_time()
     function()
+    wait_for(device)
     return time.perf_counter() - start, time.process_time() - cpu_start
+
+
+def wait_for(device: str) -> None:
+    """Returns when the device has done what was asked of it; a CPU always has."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def in_turns(
@@ -50,9 +61,12 @@ def in_turns(
     return {name: found[warm_up:] for name, found in results.items()}
 
 
-def laps_in_turns(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[Lap]]:
+def laps_in_turns(
+    functions: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu", warm_up: int = 1
+) -> dict[str, list[Lap]]:
     """The laps of every function, measured in turns."""
-    return in_turns({name: partial(lap, function) for name, function in functions.items()}, repeats)
+    laps = {name: partial(lap, function, device) for name, function in functions.items()}
+    return in_turns(laps, repeats, warm_up)
 
 
 def medians(laps: Mapping[str, list[Lap]], clock: int = 0) -> dict[str, float]:
@@ -74,6 +88,11 @@ def make_parser(description: str | None, repeats: int) -> argparse.ArgumentParse
     return parser
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option of the benchmarks that run on a GPU, too."""
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:1, ... (default: cpu)")
+
+
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; a ``--json`` that cannot be written is refused before anything is measured."""
     options = parser.parse_args(arguments)
@@ -82,6 +101,12 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     for name in ("threads", "rollouts"):
         if (number := getattr(options, name, 1)) < 1:
             parser.error(f"--{name} must be at least 1, got {number}")
+    if "device" in options:
+        try:
+            check_device("--device", options.device)
+            options.device = str(get_device("auto")) if options.device == "auto" else options.device
+        except SettingsError as error:
+            parser.error(str(error))
     if options.json and not options.json.parent.is_dir():
         parser.error(f"--json {options.json}: {options.json.parent} is no folder")
     if options.json and options.json.is_dir():
@@ -95,7 +120,7 @@ def print_row(row: Mapping[str, Any], columns: Iterable[str]) -> None:
     print(*(f"{value:.3g}" if isinstance(value, float) else value for value in values), sep="\t", flush=True)
 
 
-def conditions(threads: int | None) -> dict[str, Any]:
+def conditions(threads: int | None, device: str = "cpu") -> dict[str, Any]:
     """Under what the numbers hold. ``load_average`` shows whether the machine did anything else."""
     changes = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     return {
@@ -104,8 +129,11 @@ def conditions(threads: int | None) -> dict[str, Any]:
             "cpus": os.cpu_count(),
             "system": platform.platform(),
             "load_average": os.getloadavg(),
+            "device": device,
+            "gpu": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None,
         },
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in (*PACKAGES, *RIVALS)},
+        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda}
+        | {name: version(name) for name in (*PACKAGES, *RIVALS, "triton")},
         "threads": threads,
         "seeds": [SEED],
         "commit": git("rev-parse", "HEAD") or None,

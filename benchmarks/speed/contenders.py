@@ -25,10 +25,12 @@ from experiment.environments import make_envs
 from experiment.parsing import load_settings
 from experiment.settings import Settings
 from fbrl import MemoryPPO
+from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.encoders import MiniGridEncoder
 
 Engine = Literal["minigrid", "envpool"]
 OURS, RIVAL, SHARED = "fbrl", "recurrent_ppo", "recurrent_ppo_shared"
+PASSES, EAGER = "fbrl_passes_2", "fbrl_without_graphs"  # ours by two parallel passes; on a GPU, without CUDA graphs
 ALIKE = ["n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range", "ent_coef", "vf_coef"]
 ALIKE += ["max_grad_norm", "target_kl", "learning_rate"]
 TOLERANCE = 0.1  # of the number of parameters
@@ -47,7 +49,11 @@ SIZES = [Size(64, 2, 4, 32), Size(128, 2, 4, 64)]  # the configuration's own, an
 
 
 def settings_of(
-    size: Size, n_envs: int | None = None, batch_size: int | None = None, engine: Engine = "minigrid"
+    size: Size,
+    n_envs: int | None = None,
+    batch_size: int | None = None,
+    engine: Engine = "minigrid",
+    device: str = "cpu",
 ) -> Settings:
     """The configuration with another core and, if given, other environments and another number of steps a minibatch."""
     settings = load_settings(ROOT / "configs/memory_s7_view3.yaml")
@@ -55,15 +61,21 @@ def settings_of(
     settings.core = dataclasses.replace(settings.core, **core)  # type: ignore[arg-type]
     settings.env = dataclasses.replace(settings.env, n_envs=n_envs or settings.env.n_envs, engine=engine)
     settings.ppo = dataclasses.replace(settings.ppo, batch_size=batch_size or settings.ppo.batch_size)
-    settings.run = dataclasses.replace(settings.run, seed=SEED, device="cpu")
+    settings.run = dataclasses.replace(settings.run, seed=SEED, device=device)
     return settings
 
 
 def make_agent(name: str, settings: Settings) -> OnPolicyAlgorithm:
-    """One agent with environments of its own, on the CPU."""
+    """One agent with environments of its own, on the settings' device."""
     env = make_envs(settings.env, settings.run.seed, settings.env.n_envs)
+    if name == PASSES:
+        settings = dataclasses.replace(settings, ppo=dataclasses.replace(settings.ppo, passes=2))
     ours = make_model(settings, env)
-    return ours if name == OURS else make_rival(name == SHARED, settings, env, parameters(ours.policy))
+    if name == EAGER:
+        core = ours.policy.core
+        assert isinstance(core, FastFeedbackTransformer)
+        core.cuda_graphs = False
+    return ours if name in (OURS, PASSES, EAGER) else make_rival(name == SHARED, settings, env, parameters(ours.policy))
 
 
 def make_rival(shared: bool, settings: Settings, env: VecEnv, wanted: int) -> RecurrentPPO:
@@ -85,7 +97,8 @@ def make_rival(shared: bool, settings: Settings, env: VecEnv, wanted: int) -> Re
     widths = range(1, 1000)
     policy_kwargs["lstm_hidden_size"] = widths[bisect.bisect_right(widths, wanted, key=count) - 1]
     kwargs: dict[str, Any] = {name: getattr(settings.ppo, name) for name in ALIKE}
-    return RecurrentPPO(MultiInputLstmPolicy, env, policy_kwargs=policy_kwargs, seed=SEED, device="cpu", **kwargs)
+    kwargs |= {"seed": SEED, "device": settings.run.device}
+    return RecurrentPPO(MultiInputLstmPolicy, env, policy_kwargs=policy_kwargs, **kwargs)
 
 
 def check_parameters(counts: dict[str, int]) -> None:

@@ -1,6 +1,8 @@
 """What ``benchmarks.speed.scan`` compares: ways to run T steps of B sequences of vectors, forward and backward.
 
 - ``plain`` and ``fast``: this repository's two forms of one function, with the same parameters.
+- ``graphs``: on a GPU, the fast form as CUDA graphs; ``fast`` is without there, and ``triton`` the form as Triton
+  kernels, where Triton is installed.
 - ``passes_p``: p parallel passes over the same parameters, from given memory vectors. The same function only where
   these are the scan's own, and the scan's gradients only for p = T; what it costs does not depend on them.
 - ``lucidrains``: the layers of the package feedback-transformer-pytorch, one token a step (``seq_len=1``) as the
@@ -60,32 +62,47 @@ class Form(NamedTuple):
     wanted: list[Tensor]  # what needs a gradient: the input and the parameters
 
 
-def make_case(size: Size, dtype: torch.dtype) -> Case:
+def make_case(size: Size, dtype: torch.dtype, device: str = "cpu") -> Case:
     """Inputs, full memories, no episode starts."""
     generator = torch.Generator().manual_seed(SEED)
-    x = torch.randn(size.B, size.T, size.D, generator=generator).to(dtype).requires_grad_()
-    slots = torch.randn(size.B, size.M, size.D, generator=generator).to(dtype)
-    return Case(x, Memory(slots, torch.full((size.B,), size.M)), torch.zeros(size.B, size.T, dtype=torch.bool))
+    x = torch.randn(size.B, size.T, size.D, generator=generator).to(device, dtype).requires_grad_()
+    slots = torch.randn(size.B, size.M, size.D, generator=generator).to(device, dtype)
+    length = torch.full((size.B,), size.M, device=device)
+    return Case(x, Memory(slots, length), torch.zeros(size.B, size.T, dtype=torch.bool, device=device))
 
 
-def make_cores(size: Size, dtype: torch.dtype) -> dict[str, FeedbackTransformer]:
-    """The plain and the fast form with the same parameters."""
+def make_cores(size: Size, dtype: torch.dtype, device: str = "cpu") -> dict[str, FeedbackTransformer]:
+    """The forms of the scan that the device has, the plain one first, with the same parameters."""
     torch.manual_seed(SEED)
-    cores = {"plain": FeedbackTransformer(*size[:4]), "fast": FastFeedbackTransformer(*size[:4])}
-    cores["fast"].load_state_dict(cores["plain"].state_dict())
-    return {name: core.to(dtype) for name, core in cores.items()}
+    fast = FastFeedbackTransformer(*size[:4])
+    cores = {"plain": FeedbackTransformer(*size[:4]), "fast": fast}
+    if torch.device(device).type == "cuda":
+        fast.cuda_graphs = False
+        cores |= {name: kind(*size[:4]) for name, kind in gpu_forms().items()}
+    for core in cores.values():
+        core.load_state_dict(cores["plain"].state_dict())
+    return {name: core.to(device, dtype) for name, core in cores.items()}
 
 
-def make_forms(size: Size) -> dict[str, Form]:
+def gpu_forms() -> dict[str, type[FeedbackTransformer]]:
+    """What only a GPU has."""
+    try:
+        from fbrl.cores.feedback_triton import TritonFeedbackTransformer
+    except ImportError:
+        return {"graphs": FastFeedbackTransformer}
+    return {"graphs": FastFeedbackTransformer, "triton": TritonFeedbackTransformer}
+
+
+def make_forms(size: Size, device: str = "cpu") -> dict[str, Form]:
     """Every form of the size, in single precision; a new one gets its line here."""
-    case = make_case(size, torch.float32)
-    cores = make_cores(size, torch.float32)
+    case = make_case(size, torch.float32, device)
+    cores = make_cores(size, torch.float32, device)
     forms: dict[str, Form | None] = {
         **{name: core_form(core, case) for name, core in cores.items()},
         **{f"passes_{passes}": passes_form(cores["plain"], case, passes) for passes in PASSES},
         "lucidrains": lucidrains_form(size, case),
-        "lstm_1": lstm_form(nn.LSTM(size.D, size.D, 1, batch_first=True), case),
-        "lstm_L": lstm_form(nn.LSTM(size.D, size.D, size.L, batch_first=True), case),
+        "lstm_1": lstm_form(nn.LSTM(size.D, size.D, 1, batch_first=True, device=device), case),
+        "lstm_L": lstm_form(nn.LSTM(size.D, size.D, size.L, batch_first=True, device=device), case),
     }
     return {name: form for name, form in forms.items() if form is not None}
 
@@ -129,7 +146,8 @@ def lucidrains_form(size: Size, case: Case) -> Form | None:
     model.token_emb, model.to_logits = _Given(case.x), model.to_logits[0]  # the layer norm, which ours has too
     for _, feed_forward in model.layers:
         feed_forward.fn.fn = nn.Sequential(nn.Linear(size.D, 2 * size.D), nn.ReLU(), nn.Linear(2 * size.D, size.D))
-    tokens = torch.zeros(size.B, size.T, dtype=torch.long)
+    model.to(case.x.device)
+    tokens = torch.zeros(size.B, size.T, dtype=torch.long, device=case.x.device)
 
     def forward() -> Tensor:
         features: Tensor = model(tokens, memory=model.shared_kv_proj(case.memory.slots).chunk(2, dim=-1))

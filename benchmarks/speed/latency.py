@@ -1,6 +1,6 @@
 """The time of one ``predict``: beside RecurrentPPO's, and late in a long episode.
 
-    python -m benchmarks.speed.latency [--quick] [--threads 1] [--repeats 15] [--json benchmarks/results/latency.json]
+    python -m benchmarks.speed.latency [--quick] [--device cuda] [--threads 1] [--repeats 15] [--json FILE]
 
 ``contenders.py`` says how the two agents are made alike. Both are shown the same observations, which a random
 agent met, and carry their state from step to step; actions are the most probable ones; they take turns in blocks of
@@ -27,6 +27,7 @@ import torch
 
 from benchmarks.report import (
     SEED,
+    add_device,
     conditions,
     laps_in_turns,
     make_parser,
@@ -105,14 +106,17 @@ def check_steps_are_a_scan(agent: MemoryPPO, track: list[Step]) -> None:
         action, state = agent.predict(step.obs, state=state, episode_start=step.episode_start, deterministic=True)
         actions.append(torch.as_tensor(action))
     parts = [cast("dict[str, np.ndarray[Any, Any]]", step.obs) for step in track]
-    stacked = {key: torch.as_tensor(np.stack([part[key] for part in parts], axis=1)) for key in parts[0]}
-    starts = torch.as_tensor(np.stack([step.episode_start for step in track], axis=1))
+    stacked = {
+        key: torch.as_tensor(np.stack([part[key] for part in parts], axis=1), device=policy.device) for key in parts[0]
+    }
+    starts = torch.as_tensor(np.stack([step.episode_start for step in track], axis=1), device=policy.device)
     with torch.no_grad():
         features, final = policy._features(Sequences(stacked, starts, policy.initial_state(len(starts))))
         distribution = policy._get_action_dist_from_latent(policy.mlp_extractor.forward_actor(features))
-        taken = distribution.log_prob(torch.stack(actions, dim=1).flatten())
+        taken = distribution.log_prob(torch.stack(actions, dim=1).flatten().to(policy.device))
         best = distribution.log_prob(distribution.get_actions(deterministic=True))
-    pairs = [(taken, best), *((torch.tensor(part), end) for part, end in zip(state or (), final, strict=True))]
+    ends = [end.cpu() for end in final]
+    pairs = [(taken, best), *((torch.tensor(part), end) for part, end in zip(state or (), ends, strict=True))]
     if not all(torch.allclose(part, end, rtol=0, atol=1e-4) for part, end in pairs):
         raise SystemExit("parity is red: predict step by step is not the scan; nothing is reported")
 
@@ -150,9 +154,10 @@ def long_episode(agent: Any, track: list[Step], steps: int, repeats: int) -> dic
     }
 
 
-def measure(size: Size, batches: Sequence[int], steps: int, repeats: int) -> list[dict[str, Any]]:
+def measure(size: Size, batches: Sequence[int], steps: int, repeats: int, device: str = "cpu") -> list[dict[str, Any]]:
     """The rows of one size."""
     settings = settings_of(size)
+    settings.run.device = device
     agents = {name: make_agent(name, settings) for name in (OURS, RIVAL)}
     counts = {name: parameters(agent.policy) for name, agent in agents.items()}
     check_parameters(counts)
@@ -171,14 +176,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=15)
     parser.add_argument("--threads", type=int, default=1, help="that torch uses (default: 1)")
     parser.add_argument("--steps", type=int, default=100_000, help="length of the long episode")
+    add_device(parser)
     options = parse(parser, arguments)
     if options.steps <= EARLY:
         parser.error(f"--steps must be more than {EARLY}, got {options.steps}")
     torch.set_num_threads(options.threads)
     sizes, steps = (SIZES[:1], min(options.steps, 5000)) if options.quick else (SIZES, options.steps)
     print(*Size._fields, *COLUMNS, sep="\t")
-    rows = [row for size in sizes for row in measure(size, BATCHES, steps, options.repeats)]
-    write(options.json, "latency", conditions(options.threads) | {"rows": rows})
+    rows = [row for size in sizes for row in measure(size, BATCHES, steps, options.repeats, options.device)]
+    write(options.json, "latency", conditions(options.threads, options.device) | {"rows": rows})
 
 
 if __name__ == "__main__":

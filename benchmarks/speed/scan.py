@@ -1,6 +1,6 @@
 """The speed of the scan, forward and backward: the fast form beside the plain one and beside others' networks.
 
-    python -m benchmarks.speed.scan [--quick] [--threads 1] [--repeats 7] [--json benchmarks/results/scan.json]
+    python -m benchmarks.speed.scan [--quick] [--device cuda] [--threads 1] [--repeats 7] [--json FILE]
 
 Reports nothing where the plain and the fast form do not agree. ``forms.py`` says what is compared. All forms
 are measured in one run and in turns. Of each size (D, L, H, M, T, B), with memories full and no episode starts:
@@ -11,13 +11,15 @@ are measured in one run and in turns. Of each size (D, L, H, M, T, B), with memo
 - ``fast_over_lstm_1``, ``fast_over_lstm_L``: over ``torch.nn.LSTM`` with one and with L layers (it has less to do:
   below 1 it is the faster);
 - ``fast_over_passes_p``: over p parallel passes in the place of the scan;
+- ``graphs_over_fast``, ``triton_over_fast``: on a GPU, the fast form's over that of CUDA graphs and of Triton kernels;
 - ``act_fast_over_plain``: plain over fast for steps one by one, as while acting: the plain form projects the whole
   window in each, the fast form keeps its keys and values;
 - ``forward_share``, ``backward_share``: of the fast form's time; the laps hold every form's forward;
 - ``samples_per_second``: B T over the fast form's median time;
 - ``peak_memory_ratio``: the most bytes that tensors made in forward and backward hold at once, the fast form's over
   the plain form's; ``peak_bytes`` are those of every form. Counted by following every tensor's storage, so it is the
-  same on every machine, and does not see what torch's LSTM holds inside;
+  same on every machine, and does not see what torch's LSTM holds inside. On a GPU it is what torch's allocator counts
+  above what it held before, which is where the graphs' tapes are;
 - ``matmul_fraction``: the rate at which the fast form does the multiplications and additions that the equations need,
   over the rate of plain matrix products (B x D) @ (D x D) measured beside it. Needed are, forward and for each
   sequence, T (L (2 D^2 + 2 D F + 3 M D) + 2 D^2) + 2 M D^2 multiply-adds, F = 2 D, and twice as many backward.
@@ -36,7 +38,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.report import conditions, laps_in_turns, make_parser, medians, parse, print_row, ratio, write
+from benchmarks.report import (
+    add_device,
+    conditions,
+    laps_in_turns,
+    make_parser,
+    medians,
+    parse,
+    print_row,
+    ratio,
+    write,
+)
 from benchmarks.speed.forms import RIVALS, Case, Form, Size, make_case, make_cores, make_forms
 from fbrl.cores.core import Actor
 
@@ -59,11 +71,15 @@ SIZES = [
     Size(256, 2, 4, 128, 16, 128),
 ]
 QUICK_SIZES = [Size(64, 2, 4, 32, 32, 32), Size(32, 1, 2, 16, 16, 16)]
+GPU_FORMS = ["graphs", "triton"]
 SUMMARISED = ["fast_over_plain", "fast_over_lucidrains", "fast_over_passes_2", "matmul_fraction", "peak_memory_ratio"]
 PARITY_SIZE = Size(15, 2, 3, 7, 11, 5)
+GPU_SIZES = [SIZES[0], SIZES[1], SIZES[1]._replace(B=256)]  # quick ones that give a GPU something to do
+WARM_UP = 3  # calls until a graph has been captured and replayed
 PRODUCTS = 100  # in one lap
 ACTS = 20  # steps in one lap
 COLUMNS = ["fast_over_plain", "cpu_fast_over_plain", *(f"fast_over_{name}" for name in RIVALS)]
+COLUMNS += [f"{name}_over_fast" for name in GPU_FORMS]
 COLUMNS += ["act_fast_over_plain", "samples_per_second", "peak_memory_ratio", "matmul_fraction"]
 
 
@@ -84,21 +100,24 @@ def products(x: Tensor, w: Tensor) -> None:
         torch.mm(x, w)
 
 
-def check_parity() -> None:
-    """Exits where outputs, final memory or any gradient of the two forms differ, in double precision.
+def check_parity(device: str = "cpu") -> None:
+    """Exits where outputs, final memory or any gradient of the forms differ, in double precision.
 
-    The whole law is in tests/cores/test_feedback_scan.py.
+    The whole law is in tests/cores/test_feedback_scan.py and beside it.
     """
-    found = []
-    for core in make_cores(PARITY_SIZE, torch.float64).values():
-        case = make_case(PARITY_SIZE, torch.float64)
-        case.episode_start[:, 4] = torch.arange(PARITY_SIZE.B) % 2 == 0
-        features, final = core(*case)
-        (features.square().sum() + final.slots.pow(3).sum()).backward()
-        found.append([features, final.slots, case.x.grad, *(parameter.grad for parameter in core.parameters())])
-    for plain, fast in zip(*found, strict=True):
-        if plain is None or fast is None or not torch.allclose(plain, fast, rtol=1e-9, atol=1e-9):
-            raise SystemExit("parity is red: the two forms differ; nothing is reported")
+    found = {}
+    for name, core in make_cores(PARITY_SIZE, torch.float64, device).items():
+        for _ in range(WARM_UP):  # a graph answers from the second call on
+            core.zero_grad()
+            case = make_case(PARITY_SIZE, torch.float64, device)
+            case.episode_start[:, 4] = torch.arange(PARITY_SIZE.B) % 2 == 0
+            features, final = core(*case)
+            (features.square().sum() + final.slots.pow(3).sum()).backward()
+        found[name] = [features, final.slots, case.x.grad, *(parameter.grad for parameter in core.parameters())]
+    for name, tensors in found.items():
+        for plain, other in zip(found["plain"], tensors, strict=True):
+            if plain is None or other is None or not torch.allclose(plain, other, rtol=1e-9, atol=1e-9):
+                raise SystemExit(f"parity is red: the plain and the {name} form differ; nothing is reported")
 
 
 class PeakMemory(TorchDispatchMode):
@@ -124,8 +143,13 @@ class PeakMemory(TorchDispatchMode):
         return result
 
 
-def peak_memory(form: Form) -> int:
+def peak_memory(form: Form, device: str = "cpu") -> int:
     """Bytes, forward and backward."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        train(form)
+        return torch.cuda.max_memory_allocated(device) - before
     memory = PeakMemory()
     with memory:
         train(form)
@@ -138,25 +162,29 @@ def multiply_adds(size: Size) -> int:
     return 3 * batch * (steps * (layers * (6 * d**2 + 3 * slots * d) + 2 * d**2) + 2 * slots * d**2)
 
 
-def measure(size: Size, repeats: int) -> dict[str, Any]:
+def measure(size: Size, repeats: int, device: str = "cpu") -> dict[str, Any]:
     """One row of the report."""
-    forms, cores, case = make_forms(size), make_cores(size, torch.float32), make_case(size, torch.float32)
-    operands = torch.randn(size.B, size.D), torch.randn(size.D, size.D)
+    forms, cores = make_forms(size, device), make_cores(size, torch.float32, device)
+    case = make_case(size, torch.float32, device)
+    operands = torch.randn(size.B, size.D, device=device), torch.randn(size.D, size.D, device=device)
     laps = laps_in_turns(
         {name: partial(train, form) for name, form in forms.items()}
         | {f"{name}_forward": form.forward for name, form in forms.items()}
         | {f"act_{name}": partial(act, core.actor(case.memory), case) for name, core in cores.items()}
         | {"products": partial(products, *operands)},
         repeats,
+        device,
+        WARM_UP if torch.device(device).type == "cuda" else 1,
     )
     seconds, cpu_seconds = medians(laps), medians(laps, clock=1)
-    peaks = {name: peak_memory(form) for name, form in forms.items()}
+    peaks = {name: peak_memory(form, device) for name, form in forms.items()}
     rate = PRODUCTS * 2 * size.B * size.D**2 / seconds["products"]
     forward_share = seconds["fast_forward"] / seconds["fast"]
     return size._asdict() | {
         "fast_over_plain": ratio(seconds, "plain", "fast"),
         "cpu_fast_over_plain": ratio(cpu_seconds, "plain", "fast"),
         **{f"fast_over_{name}": ratio(seconds, name, "fast") for name in RIVALS},
+        **{f"{name}_over_fast": ratio(seconds, "fast", name) for name in GPU_FORMS},
         "act_fast_over_plain": ratio(seconds, "act_plain", "act_fast"),
         "forward_share": forward_share,
         "backward_share": 1 - forward_share,
@@ -187,21 +215,23 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 def main(arguments: Sequence[str] | None = None, sizes: Sequence[Size] | None = None) -> None:
     """Checks, measures, prints and, if asked to, writes; ``sizes`` instead of the usual ones."""
     parser = make_parser(__doc__, repeats=7)
+    add_device(parser)
     parser.add_argument("--threads", type=int, default=1, help="that torch uses (default: 1)")
     options = parse(parser, arguments)
     torch.set_num_threads(options.threads)
-    check_parity()
+    check_parity(options.device)
     print(*Size._fields, *COLUMNS, sep="\t")
     rows = []
-    for size in sizes or (QUICK_SIZES if options.quick else SIZES):
-        rows.append(measure(size, options.repeats))
+    quick_sizes = QUICK_SIZES if options.device == "cpu" else GPU_SIZES
+    for size in sizes or (quick_sizes if options.quick else SIZES):
+        rows.append(measure(size, options.repeats, options.device))
         print_row(rows[-1], [*Size._fields, *COLUMNS])
     if rows[0]["fast_over_lucidrains"] is None:
         print("feedback-transformer-pytorch is not installed: no comparison with it")
     summary = summarise(rows)
     for name, values in summary.items():
         print(f"{name}: {', '.join(f'{which} {value:.3g}' for which, value in values.items())} of {len(rows)} sizes")
-    write(options.json, "scan", conditions(options.threads) | {"summary": summary, "rows": rows})
+    write(options.json, "scan", conditions(options.threads, options.device) | {"summary": summary, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Training, end to end: environment steps a second of MemoryPPO beside sb3-contrib's RecurrentPPO.
 
-    python -m benchmarks.speed.throughput [--quick] [--repeats 5] [--engine envpool] [--json FILE]
+    python -m benchmarks.speed.throughput [--quick] [--device cuda] [--repeats 5] [--engine envpool] [--json FILE]
 
 ``contenders.py`` says how the two are made alike. Every measurement is a fresh process, which makes the agent,
 learns from two rollouts to warm up, and times the ``--rollouts`` rollouts and updates that follow; the contenders take
 turns. Reports nothing where an update of ours does not start at a ratio of one, or where the numbers of parameters
 differ by more than a tenth. Agents are new, whose episodes are long; once they succeed and episodes are short, the
-loops over padded sequences of RecurrentPPO are shorter too, and ours are not. Of each size (D, L, H, M), number of
+loops over padded sequences of RecurrentPPO are shorter too, and ours are not. On a GPU ours is measured without CUDA
+graphs and by two parallel passes, too, and everything in one process. Of each size (D, L, H, M), number of
 environments, minibatch, engine and contender, by the medians over the repeats:
 
 - ``agent``, ``processes`` (which train one agent on the same totals, as ``torchrun train_agent.py`` does), ``threads``
@@ -37,9 +38,11 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from benchmarks.report import ROOT, conditions, in_turns, make_parser, parameters, parse, print_row, write
+from benchmarks.report import ROOT, add_device, conditions, in_turns, make_parser, parameters, parse, print_row, write
 from benchmarks.speed.contenders import (
+    EAGER,
     OURS,
+    PASSES,
     RIVAL,
     SHARED,
     SIZES,
@@ -67,6 +70,8 @@ BASE = Contender(OURS, 1, 1)
 CONTENDERS = [BASE, Contender(OURS, 1, 2), Contender(OURS, 2, 1)]
 CONTENDERS += [Contender(agent, 1, threads) for agent in (RIVAL, SHARED) for threads in (1, 2)]
 QUICK_CONTENDERS = [BASE, Contender(RIVAL, 1, 1)]
+GPU_CONTENDERS = [Contender(agent, 1, 1) for agent in (OURS, EAGER, PASSES, RIVAL, SHARED)]
+QUICK_GPU_CONTENDERS = [Contender(agent, 1, 1) for agent in (OURS, PASSES, RIVAL)]
 SHARES = ("environment", "acting", "update", "other")
 COLUMNS = ["agent", "processes", "threads", "parameters", "steps_per_second", "over_recurrent_ppo"]
 COLUMNS += ["over_recurrent_ppo_shared", "over_one_process"]
@@ -79,6 +84,7 @@ class Setup(NamedTuple):
     n_envs: int
     batch_size: int  # steps in a minibatch
     engine: Engine = "minigrid"
+    device: str = "cpu"
 
 
 # the configuration's own environments and minibatches, and those that RecurrentPPO is often run with
@@ -95,6 +101,7 @@ class Job(NamedTuple):
     n_envs: int
     batch_size: int
     engine: Engine
+    device: str
     rollouts: int
 
 
@@ -117,7 +124,8 @@ class Keep(BaseCallback):
 def run(job: Job) -> dict[str, Any]:
     """Measures, in this process or, started by ``torchrun``, in this and the others."""
     torch.set_num_threads(job.threads)
-    agent = make_agent(job.agent, share(settings_of(Size(*job.size), job.n_envs, job.batch_size, job.engine)))
+    settings = settings_of(Size(*job.size), job.n_envs, job.batch_size, job.engine, job.device)
+    agent = make_agent(job.agent, share(settings))
     agent.set_logger(Logger(folder=None, output_formats=[]))
     keep = Keep()
     rollout = agent.n_steps * agent.n_envs * size()
@@ -183,24 +191,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rollouts", type=int, default=2, help="that a measurement times (default: 2)")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # a job: measure in this process
     parser.add_argument("--engine", choices=get_args(Engine), default="minigrid", help="that steps the environments")
+    add_device(parser)
     options = parse(parser, arguments)
     if options.one:
         with process_group():
             say(json.dumps(run(Job(*options.one))))
         return
     setups, contenders = (QUICK_SETUPS, QUICK_CONTENDERS) if options.quick else (SETUPS, CONTENDERS)
+    if options.device != "cpu":
+        contenders = QUICK_GPU_CONTENDERS if options.quick else GPU_CONTENDERS
     repeats, rollouts = (3, 1) if options.quick else (options.repeats, options.rollouts)
     columns = [*Size._fields, *Setup._fields[1:], *COLUMNS]
     print(*columns, sep="\t")
     rows = []
-    for setup in [setup._replace(engine=options.engine) for setup in setups]:
+    for setup in [setup._replace(engine=options.engine, device=options.device) for setup in setups]:
         check_first_ratio(make_agent(OURS, settings_of(*setup)))
         functions = {contender: partial(measure, contender, setup, rollouts) for contender in contenders}
         for row in make_rows(setup, in_turns(functions, repeats, warm_up=0)):
             rows.append(row)
             print_row(row, columns)
-    settings = dataclasses.asdict(settings_of(*setups[0]._replace(engine=options.engine)))
-    write(options.json, "throughput", conditions(threads=None) | {"settings": settings, "rows": rows})
+    settings = dataclasses.asdict(settings_of(*setups[0]._replace(engine=options.engine, device=options.device)))
+    write(options.json, "throughput", conditions(None, options.device) | {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

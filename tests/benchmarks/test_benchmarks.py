@@ -138,6 +138,87 @@ def test_scan_report(tmp_path, monkeypatch, capsys):
     assert row["peak_bytes"]["passes_3"] > row["peak_bytes"]["passes_1"] > 0
 
 
+def test_a_lap_ends_with_what_a_gpu_was_asked_for(monkeypatch):
+    said = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: said.append(device))
+    report.lap(lambda: said.append("work"), "cuda:1")
+    report.laps_in_turns({"a": lambda: said.append("more")}, 1, "cuda")
+    assert said == ["cuda:1", "work", "cuda:1", *(2 * ["cuda", "more", "cuda"])]
+    report.lap(lambda: said.append("cpu"), "cpu")
+    assert said[-2:] == ["cuda", "cpu"]
+
+
+@pytest.mark.parametrize("module", [scan, throughput, latency])
+def test_a_device_that_is_not_there(module, capsys):
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--device", "cuda:77"])
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "--device must be auto, cpu, cuda, cuda:1, ..., got cuda:77" in line
+
+
+def test_everything_of_a_scan_is_on_its_device():
+    """On the meta device, where any tensor of another one would be refused."""
+    for form in forms.make_forms(SCAN_SIZE, "meta").values():
+        scan.train(form)
+        assert {tensor.device.type for tensor in (form.forward(), *form.wanted)} == {"meta"}
+
+
+def test_forms_of_a_gpu(monkeypatch):
+    """With the meta device in the place of one."""
+    monkeypatch.setattr(forms.torch, "device", lambda device: SimpleNamespace(type="cuda"))
+    cores = forms.make_cores(SCAN_SIZE, torch.float32, "meta")
+    assert {"plain", "fast", "graphs"} <= cores.keys() <= {"plain", "fast", "graphs", "triton"}
+    assert (cores["fast"].cuda_graphs, cores["graphs"].cuda_graphs) == (False, True)
+
+
+def test_peak_memory_on_a_gpu(monkeypatch):
+    called = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: called.append("reset"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000)
+    monkeypatch.setattr(scan, "train", lambda form: called.append("train"))
+    assert scan.peak_memory(None, "cuda") == 700
+    assert called == ["reset", "train"]
+
+
+def test_agents_of_a_gpu():
+    made = small_agents(OURS, contenders.PASSES, contenders.EAGER)
+    assert [agent.passes for agent in made.values()] == [None, 2, None]
+    assert [agent.policy.core.cuda_graphs for agent in made.values()] == [True, True, False]
+    assert len({report.parameters(agent.policy) for agent in made.values()}) == 1
+
+
+def test_throughput_takes_a_gpu_for_all_that_it_measures(monkeypatch):
+    asked = []
+    monkeypatch.setattr(report, "check_device", lambda name, device: None)
+    monkeypatch.setattr(throughput, "check_first_ratio", lambda agent: None)
+    monkeypatch.setattr(throughput, "make_agent", lambda name, settings: asked.append(settings.run.device))
+    monkeypatch.setattr(throughput, "conditions", lambda threads, device: {"device": device})
+
+    def measure(contender, setup, rollouts):
+        asked.append(setup.device)
+        assert contender.processes == 1
+        return measurement(10)
+
+    monkeypatch.setattr(throughput, "measure", measure)
+    throughput.main(["--quick", "--device", "cuda"])
+    assert asked == ["cuda"] * (1 + 3 * len(throughput.QUICK_GPU_CONTENDERS))
+
+
+def test_a_job_carries_its_device(monkeypatch):
+    seen = []
+    monkeypatch.setattr(throughput, "make_agent", lambda name, settings: seen.append(settings.run.device) or fails())
+
+    def fails():
+        raise KeyboardInterrupt
+
+    job = throughput.Job(OURS, 1, list(CORE_SIZE), 4, 128, "minigrid", "cuda:1", 1)
+    with pytest.raises(KeyboardInterrupt):
+        throughput.run(throughput.Job(*json.loads(json.dumps(job))))
+    assert seen == ["cuda:1"]
+
+
 def test_scan_refuses_where_the_forms_differ(monkeypatch, tmp_path):
     forward = FastFeedbackTransformer.forward
 
@@ -229,7 +310,7 @@ def test_first_ratio(monkeypatch):
 @pytest.mark.parametrize("name", [OURS, RIVAL])
 def test_one_measurement(name, monkeypatch):
     monkeypatch.setattr(throughput, "settings_of", lambda *_: small_settings())
-    found = throughput.run(throughput.Job(name, 1, list(CORE_SIZE), 2, 8, "minigrid", rollouts=2))
+    found = throughput.run(throughput.Job(name, 1, list(CORE_SIZE), 2, 8, "minigrid", "cpu", rollouts=2))
     assert found["parameters"] == report.parameters(contenders.make_agent(name, small_settings()).policy)
     assert found["steps_per_second"] > 0
     assert sum(found["shares"].values()) == pytest.approx(1)
