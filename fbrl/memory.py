@@ -8,11 +8,26 @@ import torch
 from torch import Tensor
 
 
+def readable(slots: Tensor, length: Tensor) -> Tensor:
+    """(B, M) bool: the rightmost ``length`` (B,) of the slots (B, M, ...)."""
+    window = slots.shape[1]
+    return torch.arange(window, device=slots.device) >= window - length.unsqueeze(1)
+
+
+def blank_unreadable(slots: Tensor, length: Tensor) -> Tensor:
+    """Slots (B, M, ...) with zeros where ``readable`` is false.
+
+    Attention gives such a slot the weight zero, and zero times NaN or infinity is NaN: it must hold something finite.
+    """
+    mask = readable(slots, length)
+    return slots.masked_fill(~mask.view(*mask.shape, *[1] * (slots.dim() - 2)), 0)
+
+
 class Memory(NamedTuple):
     """The last M memory vectors of B sequences, newest last.
 
     Only the rightmost ``length[b]`` slots of row ``b`` were written in the current
-    episode; what lies left of them has no effect, whatever finite value it holds.
+    episode; what lies left of them has no effect, whatever it holds, NaN and infinity included.
     """
 
     slots: Tensor  # (B, M, D) float
@@ -37,9 +52,7 @@ class Memory(NamedTuple):
     @property
     def readable(self) -> Tensor:
         """(B, M) bool: the slots that were written in the current episode."""
-        window = self.slots.shape[1]
-        slot = torch.arange(window, device=self.slots.device)
-        return slot >= window - self.length.unsqueeze(1)
+        return readable(self.slots, self.length)
 
     def reset(self, episode_start: Tensor) -> Memory:
         """Forgets everything in the rows where ``episode_start`` (B,) bool is true."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fbrl.cores.core import Core, State, check_heads, check_sizes
-from fbrl.memory import Memory
+from fbrl.memory import Memory, blank_unreadable
 
 
 class FeedbackLayer(nn.Module):
@@ -134,7 +134,7 @@ class FeedbackTransformer(Core):
             the outputs [x_t^0, ..., x_t^L], each (B, D), and the attention (B, L, H, 1 + M): the
             null slot first, then the slots, oldest first.
         """
-        written = self.ln_m(memory.slots)
+        written = self.ln_m(blank_unreadable(memory.slots, memory.length))
         k = self.w_k(written).unflatten(-1, (self.n_heads, -1))  # (B, M, H, D/H)
         v = self.w_v(written).unflatten(-1, (self.n_heads, -1))
         outputs, attentions = [x], []

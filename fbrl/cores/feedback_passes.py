@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fbrl.cores.attention import by_head, readable_mask, skew
 from fbrl.cores.core import State
 from fbrl.cores.feedback import FeedbackLayer, FeedbackTransformer
-from fbrl.memory import Memory
+from fbrl.memory import Memory, blank_unreadable
 
 
 def parallel_passes(
@@ -39,11 +39,14 @@ def parallel_passes(
         features (B, T, D), the memory after the last step, and the memory vectors of the last pass, (B, T, D).
     """
     slots, length = state[0].detach(), state[1]
+    readable = blank_unreadable(slots, length.masked_fill(episode_start[:, 0], 0))
     mask, length = readable_mask(length, episode_start, core.window, x.dtype)
     mask = mask[..., :-1].transpose(0, 1)  # (B, T, M): without the null slot
-    memories = memories.detach()
+    # what the last step of a sequence or of an episode wrote no step of the sequence reads
+    unread = F.pad(episode_start[:, 1:], (0, 1), value=True).unsqueeze(-1)
+    memories = memories.detach().masked_fill(unread, 0)
     for _ in range(passes):
-        x_last, memories = _pass(core, x, torch.cat([slots, memories], dim=1), mask)
+        x_last, memories = _pass(core, x, torch.cat([readable, memories], dim=1), mask)
     after = torch.cat([slots, memories], dim=1)[:, x.shape[1] :]
     return core.ln_out(x_last), Memory(after, length), memories
 

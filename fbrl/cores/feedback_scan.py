@@ -28,7 +28,7 @@ from fbrl.cores.feedback import FeedbackLayer, FeedbackTransformer
 from fbrl.cores.feedback_backward import scan_gradients
 from fbrl.cores.feedback_forward import Forward, Tape, group, new_tape, norm, scan
 from fbrl.cores.graphs import ScanGraphs
-from fbrl.memory import Memory
+from fbrl.memory import Memory, blank_unreadable
 
 
 class FastFeedbackTransformer(FeedbackTransformer):
@@ -54,8 +54,9 @@ class FastFeedbackTransformer(FeedbackTransformer):
         with _autocast_off(x.device.type) as was_on:
             if was_on:
                 x, slots = x.to(self.distance.dtype), slots.to(self.distance.dtype)
+            readable = blank_unreadable(slots, length.masked_fill(episode_start[:, 0], 0))
             mask, length = readable_mask(length, episode_start, self.window, x.dtype)
-            outputs, written = self._scan(x.transpose(0, 1).contiguous(), slots, mask)
+            outputs, written = self._scan(x.transpose(0, 1).contiguous(), readable, mask)
             features = self.ln_out(outputs).transpose(0, 1).contiguous()
             slots = torch.cat([slots[:, x.shape[1] :], written[-self.window :].transpose(0, 1)], dim=1)
         return features, Memory(slots, length)
@@ -123,8 +124,8 @@ class FeedbackActor(Actor):
     def step(self, x: Tensor, episode_start: Tensor) -> tuple[Tensor, Memory]:
         """One step, see ``Actor``."""
         with _autocast_off(x.device.type):
-            self._make_room()
             length = self.state.length.masked_fill(episode_start, 0)
+            self._make_room(length)
             torch.index_select(self.masks, 0, length, out=self.mask)
             forward, x, ln_out = self.forward, x.to(self.mask.dtype), self.core.ln_out
             q = forward.first_queries(x).view(-1, forward.d_head)
@@ -136,12 +137,13 @@ class FeedbackActor(Actor):
             self.state = Memory(window, (length + 1).clamp_(max=self.core.window))
         return features, self.state
 
-    def _make_room(self) -> None:
-        """Sees to it that there is room for a step, and that keys and values are those of the weights."""
+    def _make_room(self, length: Tensor) -> None:
+        """Sees to it that there is room for a step that reads ``length`` (B,) slots, and that keys are up to date."""
         core, slots = self.core, self.state.slots
         versions = [(source._version, source.data_ptr()) for source in self.sources]
         if versions != self.versions:
-            kv: Sequence[Tensor] = [by_head(half, core.n_heads) for half in core._project(slots)]
+            made = core._project(blank_unreadable(slots, length))
+            kv: Sequence[Tensor] = [by_head(half, core.n_heads) for half in made]
             self.versions = versions
         elif self.t == self.room:
             kv = self.forward.tape.kv[:, :, self.room :].unflatten(1, (len(slots), -1)).unbind(0)

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from fbrl.cores.attention import by_head, readable_mask, skew
 from fbrl.cores.core import Core, State, check_heads, check_sizes
+from fbrl.memory import blank_unreadable
 
 GATE_BIAS = 2.0  # b_g: at first the gates hand on most of what enters a block
 
@@ -43,7 +44,7 @@ class LayerInputs(NamedTuple):
     """What entered each layer in the last M steps of B sequences, newest last.
 
     Only the rightmost ``length[b]`` slots of row ``b`` are of the current episode; what lies left of them has no
-    effect, whatever finite value it holds.
+    effect, whatever it holds, NaN and infinity included.
     """
 
     slots: Tensor  # (B, M, L, D) float
@@ -161,9 +162,10 @@ class TransformerXL(Core):
     def forward(self, x: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, LayerInputs]:
         """See ``Core``. No gradient flows into the memory that the sequence starts with."""
         slots, length = state[0].detach(), state[1]
+        readable = blank_unreadable(slots, length.masked_fill(episode_start[:, 0], 0))
         mask, length = readable_mask(length, episode_start, self.window, x.dtype)
         inputs, r = [], self.distance.flip(0)
-        for layer, kept in zip(self.layers, slots.unbind(2), strict=True):
+        for layer, kept in zip(self.layers, readable.unbind(2), strict=True):
             inputs.append(x)
             x = layer(x, kept, r, mask.transpose(0, 1))
         slots = torch.cat([slots, torch.stack(inputs, dim=2)], dim=1)[:, -self.window :]
