@@ -12,6 +12,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
 
 from experiment.environments import make_env
 from experiment.parsing import load_settings
@@ -31,6 +32,8 @@ def make_model(settings: Settings, env: VecEnv) -> PPO:
     else:
         policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
     policy_kwargs: dict[str, Any] = {}
+    if ppo.net_arch:
+        policy_kwargs |= {"net_arch": list(ppo.net_arch), "activation_fn": nn.ReLU}
     if is_minigrid_space(space):
         policy_kwargs["features_extractor_class"] = MiniGridEncoder
         policy_kwargs["features_extractor_kwargs"] = {"features_dim": core.d_model}

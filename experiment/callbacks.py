@@ -19,8 +19,10 @@ from experiment.runs import NOT_SAVED, save_checkpoint
 from experiment.settings import Settings
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.evaluation import play, summarise
+from fbrl.figures import log_rollout
 from fbrl.memory import Memory
 from fbrl.policy import MemoryPolicy
+from fbrl.ppo import MemoryPPO
 
 SHARES = ("environment", "acting", "update")  # of the time, as ``TimeShares`` logs them; shown in the progress bar
 
@@ -189,6 +191,17 @@ class MemoryFigures(BaseCallback):
         for index, weights in enumerate(attention, start=1):
             self.logger.record(f"memory/read_{index}", weights.sum().item())
             self.logger.record(f"memory/mean_age_{index}", ((weights * age).sum() / weights.sum().clamp(1e-9)).item())
+
+
+class RolloutFigures(BaseCallback):
+    """Logs of Stable-Baselines3's own PPO what ``MemoryPPO`` logs of every rollout itself."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if not isinstance(self.model, MemoryPPO):
+            log_rollout(self.model)  # type: ignore[arg-type]
 
 
 class ProgressBar(BaseCallback):

@@ -174,7 +174,7 @@ def share(settings: Settings) -> Settings:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     n_envs = env.n_envs // processes
     mine = Settings(
-        env=dataclasses.replace(env, n_envs=n_envs),
+        env=dataclasses.replace(env, n_envs=n_envs, novelty_steps=max(1, env.novelty_steps // processes)),
         core=settings.core,
         ppo=dataclasses.replace(ppo, batch_size=ppo.batch_size // processes),
         run=dataclasses.replace(run, seed=run.seed + rank() * n_envs, device=device),

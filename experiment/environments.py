@@ -15,6 +15,7 @@ from envs.batch import TaskEnv
 from envs.batch_vec_env import BatchVecEnv
 from envs.pool import EnvPoolVecEnv
 from experiment.settings import EnvSettings, SettingsError
+from fbrl.novelty import EpisodicNovelty
 from fbrl.ppo import check_spaces
 from fbrl.vec_env import FiniteVecEnv, stack_frames
 
@@ -55,13 +56,17 @@ def make_batch(env: EnvSettings, seed: int, n_envs: int) -> BatchVecEnv | None:
 
 
 def make_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
-    """``n_envs`` environments of the task, seeded with seed, seed + 1, ..., that log whole episodes.
+    """``n_envs`` environments of the task, seeded with seed, seed + 1, ..., that log whole episodes; with the bonus.
 
     Raises:
         SettingsError: where the task cannot be made.
         ValueError: where its observations cannot be stacked as env.frame_stack asks.
     """
-    return stack_frames(_unstacked_envs(env, seed, n_envs), env.frame_stack)
+    made = _unstacked_envs(env, seed, n_envs)
+    if env.novelty:
+        own = {"previous_action", "previous_reward"}  # what the agent did is no news
+        made = EpisodicNovelty(made, env.novelty, env.novelty_steps, ignored=own)
+    return stack_frames(made, env.frame_stack)
 
 
 def _unstacked_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
@@ -89,5 +94,5 @@ def _unstacked_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
 
 
 def evaluation_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
-    """As ``make_envs``, always by minigrid: evaluations are of the same levels whichever engine the training takes."""
-    return make_envs(dataclasses.replace(env, engine="minigrid"), seed, n_envs)
+    """As ``make_envs``, without the bonus, and always by minigrid: of the same levels whatever the training takes."""
+    return make_envs(dataclasses.replace(env, engine="minigrid", novelty=0.0), seed, n_envs)

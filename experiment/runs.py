@@ -26,10 +26,11 @@ import cloudpickle
 import numpy as np
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_wrapper
 
 from experiment.distributed import gather, of_first, rank, say, share, size
 from experiment.settings import Settings, SettingsError
+from fbrl.novelty import EpisodicNovelty
 from fbrl.ppo import MemoryPPO
 
 PACKAGES = ("fbrl", "torch", "stable-baselines3", "gymnasium", "minigrid", "envpool", "numpy")
@@ -216,6 +217,8 @@ def load_checkpoint(folder: Path, settings: Settings, env: VecEnv) -> PPO:
             model._last_state = tuple(part.to(model.device) for part in state["memory"])  # type: ignore[attr-defined]
     elif model.env is not None:
         model.env.seed(mine.run.seed + model.num_timesteps)  # new episodes, and not those of the run's start again
+        if (novelty := unwrap_vec_wrapper(model.env, EpisodicNovelty)) is not None:
+            novelty.steps_done = model.num_timesteps // size()
     if as_before:
         random.setstate(state["random"])
         np.random.set_state(state["numpy"])

@@ -31,6 +31,10 @@ class EnvSettings:
             pip install fbrl[envpool] and plays MiniGrid's. Evaluations always take minigrid.
         frame_stack: Show the last so many observations in one, zeros before the episode's start; null means one by
             one. For observations in a Box or a Dict of them.
+        novelty: What the training pays, besides the task's own reward, for each step to an observation that the episode
+            has not shown yet (previous_action and previous_reward aside), at the start; it falls linearly to 0. For
+            observations in whole numbers.
+        novelty_steps: Environment steps, counted over all environments, after which novelty is 0.
     """
 
     id: str = "fbrl/TMaze-v0"
@@ -40,6 +44,8 @@ class EnvSettings:
     kwargs: dict[str, Any] = field(default_factory=dict)
     engine: Literal["minigrid", "envpool"] = "minigrid"
     frame_stack: int | None = None
+    novelty: float = 0.0
+    novelty_steps: int = 2_000_000
 
 
 CoreName = Literal["feedback", "feedback_plain", "gru", "lstm", "transformer_xl", "gtrxl", "memoryless", "none"]
@@ -88,6 +94,9 @@ class PPOSettings:
         ent_coef_end: Weight of the entropy bonus at the end; linear in between; null means as at the start.
         vf_coef: Weight of the value loss.
         max_grad_norm: Gradients are clipped to this norm.
+        net_arch: Widths of the layers between the memory and the policy's and the value's head, each of which has its
+            own, with ReLU; [] means that the heads read the memory's output as it is. Of core.name none, [] means
+            Stable-Baselines3's own layers.
         target_kl: Ends the epochs of an update when the policy has moved further than 1.5 times this; null means never.
     """
 
@@ -107,6 +116,7 @@ class PPOSettings:
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
     target_kl: float | None = None
+    net_arch: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -162,7 +172,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "at least 1",
         lambda value: value >= 1,
         (
-            *("env.n_envs", "env.frame_stack"),
+            *("env.n_envs", "env.frame_stack", "env.novelty_steps"),
             *("core.d_model", "core.n_layers", "core.n_heads", "core.window", "core.d_feedforward"),
             *("ppo.timesteps", "ppo.seq_len", "ppo.passes", "ppo.n_epochs"),
             *("run.threads", "run.eval_every", "run.eval_episodes", "run.checkpoint_every"),
@@ -171,7 +181,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "at least 0",
         lambda value: value >= 0,
-        ("ppo.learning_rate_end", "ppo.ent_coef", "ppo.ent_coef_end", "ppo.vf_coef", "run.seed"),
+        ("env.novelty", "ppo.learning_rate_end", "ppo.ent_coef", "ppo.ent_coef_end", "ppo.vf_coef", "run.seed"),
     ),
     (
         "more than 0",
@@ -198,6 +208,8 @@ def check(settings: Settings) -> None:
     for name, value in {"ppo.batch_size": ppo.batch_size, "ppo.n_steps x env.n_envs": ppo.n_steps * env.n_envs}.items():
         if value < 2:
             raise SettingsError(f"{name} must be at least 2, got {value}")
+    if any(width < 1 for width in ppo.net_arch):
+        raise SettingsError(f"ppo.net_arch must hold widths of at least 1, got {ppo.net_arch}")
     has_heads = core.name in CORES and "n_heads" in core_kwargs(core.name, asdict(core))
     if has_heads and core.d_model % core.n_heads:
         raise SettingsError(f"core.n_heads must divide core.d_model = {core.d_model}, got {core.n_heads}")

@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, configure
 
 from experiment.agents import check_agent, make_model
-from experiment.callbacks import Checkpoint, EntropySchedule, Evaluate, MemoryFigures, ProgressBar
+from experiment.callbacks import Checkpoint, EntropySchedule, Evaluate, MemoryFigures, ProgressBar, RolloutFigures
 from experiment.distributed import (
     ProcessLost,
     Together,
@@ -71,7 +71,7 @@ def learn(model: PPO, settings: Settings, folder: Path) -> None:
     checkpoint, bar = Checkpoint(folder, settings), ProgressBar(run.progress_bar and first)
     callbacks: list[BaseCallback] = [Together(lambda: evaluate.reached), checkpoint, bar]
     if first:
-        callbacks = [evaluate, *callbacks, MemoryFigures()]
+        callbacks = [evaluate, *callbacks, MemoryFigures(), RolloutFigures()]
     if ppo.ent_coef_end is not None:
         callbacks.append(EntropySchedule(ppo.ent_coef, ppo.ent_coef_end))
     with saving_on_interrupt(checkpoint), contextlib.closing(bar), in_parallel(model):

@@ -4,7 +4,8 @@ from fbrl import MemoryPPO
 model = MemoryPPO("MlpPolicy", env)
 """
 
+from fbrl.novelty import EpisodicNovelty
 from fbrl.policy import MemoryPolicy
 from fbrl.ppo import MemoryPPO
 
-__all__ = ["MemoryPPO", "MemoryPolicy"]
+__all__ = ["EpisodicNovelty", "MemoryPPO", "MemoryPolicy"]

@@ -19,6 +19,7 @@ from torch import Tensor
 from fbrl.buffer import SequenceDictRolloutBuffer, SequenceRolloutBuffer
 from fbrl.cores.core import State
 from fbrl.cores.feedback import FeedbackTransformer
+from fbrl.figures import log_rollout
 from fbrl.finite import check_finite
 from fbrl.policy import MemoryCnnPolicy, MemoryMultiInputPolicy, MemoryPolicy
 
@@ -176,6 +177,7 @@ class MemoryPPO(PPO):
             self._renew_value_scale(rollout_buffer, values, dones)
         else:
             rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        log_rollout(self)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True

@@ -21,6 +21,8 @@ FLOORS = {
     "fbrl.cores.graphs": 0,
     "fbrl.value_scale": 0,
     "fbrl.finite": 0,
+    "fbrl.novelty": 0,
+    "fbrl.figures": 0,
     "fbrl.cores.twin": 1,
     "fbrl.encoders": 1,
     "fbrl.symbolic": 1,

@@ -285,6 +285,31 @@ def test_environments_of_envpool_start_new_episodes(tmp_path):
     assert resumed.num_timesteps == (UPDATES + 1) * ROLLOUT
 
 
+@pytest.mark.parametrize("engine", ["minigrid", "envpool"])
+def test_the_novelty_bonus_goes_on_where_it_was(engine, tmp_path):
+    """Bit for bit, with what the episodes have shown; with new episodes, in how far the bonus has fallen."""
+    if engine == "envpool":
+        pytest.importorskip("envpool")
+
+    def settings():
+        made = tiny("MiniGrid-LavaGapS5-v0")
+        made.env.engine, made.env.novelty, made.env.novelty_steps = engine, 0.25, 2 * UPDATES * ROLLOUT
+        return made
+
+    whole = learn(start(settings()), settings())
+    stopping = settings()
+    checkpoint = Checkpoint(tmp_path, stopping)
+    learn(start(stopping), stopping, checkpoint, StopAt(checkpoint, 3 * ROLLOUT))
+    resumed = load_checkpoint(tmp_path, settings(), make_envs(settings().env, 0, 2))
+    assert resumed.num_timesteps == 3 * ROLLOUT
+    assert resumed.env.steps_done == 3 * ROLLOUT
+    assert resumed.env.bonus == pytest.approx(0.25 * 0.7)
+    learn(resumed, settings())
+    if engine == "minigrid":
+        assert_equal(parameters(resumed), parameters(whole))
+        np.testing.assert_array_equal(resumed.rollout_buffer.rewards, whole.rollout_buffer.rewards)
+
+
 def test_gymnasium_environments_are_restored_where_they_stood(tmp_path):
     model = make_model().learn(36)
     save_checkpoint(model, tmp_path, tiny())
