@@ -252,7 +252,8 @@ class MemoryPolicy(ActorCriticPolicy):
             returned, actor = self._last_predicted
             self._last_predicted = None  # should this step fail, ``returned`` is not what the actor goes on from
             same = state is returned or (len(state) == len(returned) and all(map(operator.is_, state, returned)))
-            if same and len(returned[0]) == batch_size and actor.state[0].device == self.value_net.weight.device:
+            here = actor.state[0].device == self.value_net.weight.device
+            if same and here and len(returned[0]) == batch_size and actor.acts_with(self.core):
                 return actor
         return self.core.actor(self._state_tensors(state, batch_size))
 

@@ -139,6 +139,8 @@ class MemoryPPO(PPO):
         for n_steps in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
+            if not actor.acts_with(self.policy.core):  # a callback has put in another
+                actor = self.policy.core.actor(self._last_state)
             with torch.no_grad():
                 starts = torch.as_tensor(self._last_episode_starts, dtype=torch.bool, device=self.device)
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]

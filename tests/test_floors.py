@@ -17,6 +17,7 @@ FLOORS = {
     "fbrl.mission": 0,
     "fbrl.cores": 0,  # its __init__ runs before every core, so it imports none of them
     "fbrl.cores.core": 0,
+    "fbrl.cores.watch": 0,
     "fbrl.cores.attention": 0,
     "fbrl.cores.graphs": 0,
     "fbrl.value_scale": 0,

@@ -68,6 +68,10 @@ class Actor:
     def __init__(self, core: Core, state: State) -> None:
         self.core, self.state = core, state
 
+    def acts_with(self, core: Core) -> bool:
+        """Whether ``core`` is what this acts with, and not one that was put in its place since."""
+        return self.core is core
+
     @torch.no_grad()
     def step(self, x: Tensor, episode_start: Tensor) -> tuple[Tensor, State]:
         """One step, without gradients.

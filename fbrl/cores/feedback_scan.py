@@ -28,6 +28,7 @@ from fbrl.cores.feedback import FeedbackLayer, FeedbackTransformer
 from fbrl.cores.feedback_backward import scan_gradients
 from fbrl.cores.feedback_forward import Forward, Tape, group, new_tape, norm, scan
 from fbrl.cores.graphs import ScanGraphs
+from fbrl.cores.watch import Watch
 from fbrl.memory import Memory, blank_unreadable
 
 
@@ -35,7 +36,7 @@ class FastFeedbackTransformer(FeedbackTransformer):
     """``FeedbackTransformer`` with a faster ``forward``; everything else, saved weights included, is the same.
 
     Under autocast the scan runs, and answers, in the parameters' own precision. Its second derivatives are not
-    implemented: asking for them raises ``RuntimeError``.
+    implemented: asking for them raises ``RuntimeError``. Under the transforms of ``torch.func`` it is the plain form.
 
     Attributes:
         cuda_graphs: whether scans with gradients on a GPU become CUDA graphs, one for each shape that comes again (see
@@ -50,6 +51,8 @@ class FastFeedbackTransformer(FeedbackTransformer):
 
         No gradient flows into the memory that the sequence starts with.
         """
+        if torch._C._are_functorch_transforms_active():  # they know no backward written by hand
+            return super().forward(x, state, episode_start)
         slots, length = state[0].detach(), state[1]
         with _autocast_off(x.device.type) as was_on:
             if was_on:
@@ -100,8 +103,8 @@ class FeedbackActor(Actor):
     """Acts with the window's keys and values kept: a step projects one memory vector and not M of them.
 
     Memory vectors are only ever appended, so that a state that was handed out stays as it was. Once the room for
-    them is full, the window moves to a new one. Where the weights were changed, by an optimiser, by loading or by
-    putting others in their place, keys and values are made anew; what is written to a weight's ``data`` goes unnoticed.
+    them is full, the window moves to a new one. Where the weights were changed, in whatever way, keys and values are
+    made anew.
     """
 
     core: FastFeedbackTransformer
@@ -111,14 +114,12 @@ class FeedbackActor(Actor):
     def __init__(self, core: FastFeedbackTransformer, state: State) -> None:
         super().__init__(core, Memory(*state))
         self.room, self.t = 8, 0  # little at first, for those who take one step
-        # what keys, values and other copies are made of; an optimiser, loading and the like change these with the rest
-        self.sources = [core.w_k.weight, core.w_v.weight, *core.ln_m.parameters(), core.distance, core.mix]
         slots, window = self.state.slots, core.window
         # by length: rows of one vector, each beginning one place further than the last
         hidden = slots.new_full((window,), -math.inf)
         self.masks = torch.cat([hidden, slots.new_zeros(window + 1)]).as_strided((window + 1, window + 1), (1, 1))
         self.mask = slots.new_empty(len(slots), window + 1)
-        self.versions: list[tuple[int, int]] | None = None
+        self.watch: Watch | None = None
 
     @torch.no_grad()
     def step(self, x: Tensor, episode_start: Tensor) -> tuple[Tensor, Memory]:
@@ -140,11 +141,11 @@ class FeedbackActor(Actor):
     def _make_room(self, length: Tensor) -> None:
         """Sees to it that there is room for a step that reads ``length`` (B,) slots, and that keys are up to date."""
         core, slots = self.core, self.state.slots
-        versions = [(source._version, source.data_ptr()) for source in self.sources]
-        if versions != self.versions:
+        if self.watch is None or not self.watch.unchanged():
             made = core._project(blank_unreadable(slots, length))
             kv: Sequence[Tensor] = [by_head(half, core.n_heads) for half in made]
-            self.versions = versions
+            copied = [core.w_k.weight, core.w_v.weight, *core.ln_m.parameters(), core.distance, core.mix]
+            self.watch = Watch(core, copied)
         elif self.t == self.room:
             kv = self.forward.tape.kv[:, :, self.room :].unflatten(1, (len(slots), -1)).unbind(0)
             self.room = max(core.window, 32)
@@ -186,8 +187,8 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outputs: Tensor | None, written: Tensor | None) -> tuple[Tensor | None, ...]:
-        kept = len(Tape._fields)
-        tape, weights = Tape(*ctx.saved_tensors[:kept]), ctx.saved_tensors[kept:]
+        saved, kept = ctx.saved_tensors, len(Tape._fields)  # read once: torch.utils.checkpoint allows no more
+        tape, weights = Tape(*saved[:kept]), saved[kept:]
         outputs, written = (torch.zeros_like(tape.m) if grad is None else grad for grad in (outputs, written))
         with _autocast_off(outputs.device.type):
             d_x, d_k, d_v, *d_weights = scan_gradients(tape, weights, outputs, written)

@@ -54,6 +54,15 @@ class TwinActor(Actor):
         of_pi, of_vf = core.split(self.state)
         self.pi, self.vf = core.pi.actor(of_pi), core.vf.actor(of_vf)
 
+    def acts_with(self, core: Core) -> bool:
+        """Whether ``core`` is what this acts with, and its two cores too."""
+        return (
+            isinstance(core, TwinCore)
+            and core is self.core
+            and self.pi.acts_with(core.pi)
+            and self.vf.acts_with(core.vf)
+        )
+
     @torch.no_grad()
     def step(self, x: Tensor, episode_start: Tensor) -> tuple[Tensor, State]:
         """One step, see ``Actor``; x and features (B, 2 D)."""
