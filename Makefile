@@ -6,9 +6,14 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RESULTS := benchmarks/results
 EXTRAS := .venv/.installed-extras
+DEVICE ?= cuda
+MINUTES ?= 9
+GPU_PYTHON ?= 3.12
+# what the GPU's machine has besides torch; SciPy is as large as all other wheels together
+GPU_HAS ?= scipy
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-extras lint format bench
+.PHONY: help train test test-slow test-extras lint format bench gpu gpu-wheels
 
 help:
 	@echo 'make train         train the agent of CONFIG ($(CONFIG)) and compare it with the memoryless control'
@@ -18,6 +23,8 @@ help:
 	@echo 'make lint          ruff and mypy'
 	@echo 'make format        ruff, rewriting files'
 	@echo 'make bench         the speed of the scan, of training and of predict, beside others; an hour on two cores'
+	@echo 'make gpu           what waits for a GPU, in nine minutes; without .venv, network or more than torch and the wheels'
+	@echo 'make gpu-wheels    fetches these for the Python of that machine, GPU_PYTHON=$(GPU_PYTHON), into .gpu/wheels'
 
 # Done again only when what is to be installed changes.
 $(INSTALLED): setup.cfg constraints.txt
@@ -58,3 +65,9 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.speed.latency --json $(RESULTS)/latency.json
 	$(BIN)/python -m benchmarks.speed.stepping --json $(RESULTS)/stepping.json
 	$(BIN)/python -m benchmarks.speed.draw $(addprefix $(RESULTS)/,scan.json throughput.json latency.json)
+
+gpu:
+	$(PYTHON) -m benchmarks.speed.gpu --device $(DEVICE) --minutes $(MINUTES) --json $(RESULTS)/gpu.json
+
+gpu-wheels: $(INSTALLED)
+	$(BIN)/python -m benchmarks.speed.gpu_wheels --python $(GPU_PYTHON) $(addprefix --without=,$(GPU_HAS))
