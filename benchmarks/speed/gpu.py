@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 SITE = ROOT / ".gpu/site"
 NEEDED = ("gymnasium", "minigrid", "numpy", "pytest", "sb3_contrib", "scipy", "stable_baselines3", "torch")
 CONFIG = ROOT / "configs/memory_s7_view3.yaml"
-GRACE = 20.0  # seconds between asking a process to end and ending it
+GRACE = 8.0  # seconds, at most, of a part's time between asking it to end and ending it
 LAST_LINES = 15  # of what a part prints, kept where it is not ok
 
 COLUMNS = {  # of the benchmarks' rows, in the table
@@ -136,8 +136,9 @@ def run(part: Part, device: str, folder: Path, limit: float) -> Report:
 
 
 def ended(process: subprocess.Popen[Any], limit: float) -> int | None:
-    """The exit code; after ``limit`` seconds the process is asked to end, then ended with all that it started: None."""
-    for seconds, number in ((max(limit - GRACE, 1.0), signal.SIGTERM), (min(GRACE, limit), signal.SIGKILL)):
+    """The exit code; or None: shortly before ``limit`` seconds it is asked to end, then ended with all that it started."""
+    grace = min(GRACE, limit / 5)
+    for seconds, number in ((limit - grace, signal.SIGTERM), (grace, signal.SIGKILL)):
         try:
             code = process.wait(seconds)
             return code if number == signal.SIGTERM else None
