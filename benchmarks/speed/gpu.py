@@ -74,7 +74,7 @@ def main() -> None:
     report = conditions_of(options.device, options.commit)
     with tempfile.TemporaryDirectory() as folder:
         for part in PARTS:
-            limit = min(60 * options.minutes * part.share, end - time.monotonic())
+            limit = max(1.0, min(60 * options.minutes * part.share, end - time.monotonic()))
             report["parts"][part.name] = run(part, options.device, Path(folder), limit)
             write(options.json, report)
             print(row(part.name, report["parts"][part.name]), flush=True)
@@ -136,7 +136,7 @@ def run(part: Part, device: str, folder: Path, limit: float) -> Report:
 
 
 def ended(process: subprocess.Popen[Any], limit: float) -> int | None:
-    """The exit code; or None: shortly before ``limit`` seconds it is asked to end, then ended with all that it started."""
+    """The exit code; None where, shortly before ``limit`` seconds, it is asked to end, then ended with all it started."""
     grace = min(GRACE, limit / 5)
     for seconds, number in ((limit - grace, signal.SIGTERM), (grace, signal.SIGKILL)):
         try:
