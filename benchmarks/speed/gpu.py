@@ -136,7 +136,7 @@ def run(part: Part, device: str, folder: Path, limit: float) -> Report:
 
 
 def ended(process: subprocess.Popen[Any], limit: float) -> int | None:
-    """The exit code; None where, shortly before ``limit`` seconds, it is asked to end, then ended with all it started."""
+    """The exit code; shortly before ``limit`` seconds it is asked to end, then ended with all that it started: None."""
     grace = min(GRACE, limit / 5)
     for seconds, number in ((limit - grace, signal.SIGTERM), (grace, signal.SIGKILL)):
         try:
