@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -25,7 +27,7 @@ from fbrl.policy import MemoryCnnPolicy, MemoryMultiInputPolicy, MemoryPolicy
 
 SelfMemoryPPO = TypeVar("SelfMemoryPPO", bound="MemoryPPO")
 
-SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+PPO_ARGUMENTS = inspect.signature(PPO).parameters
 
 
 class MemoryPPO(PPO):
@@ -59,6 +61,7 @@ class MemoryPPO(PPO):
         "MultiInputPolicy": MemoryMultiInputPolicy,
     }
     policy: MemoryPolicy
+    gives_memory = True
     normalize_values = False  # of an agent that was saved before it could be said
     _last_state: State | None = None
 
@@ -69,20 +72,45 @@ class MemoryPPO(PPO):
         learning_rate: float | Schedule = 3e-4,
         n_steps: int = 128,
         batch_size: int = 128,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
         *,
         seq_len: int = 32,
         passes: int | None = None,
         normalize_values: bool = True,
-        **kwargs: Any,
     ) -> None:
-        if batch_size == 1 and kwargs.get("normalize_advantage", True):
+        of_ppo = {name: value for name, value in locals().items() if name in PPO_ARGUMENTS}
+        check_policy(policy, MemoryPolicy)
+        check_buffer_kwargs(rollout_buffer_kwargs)
+        check_whole("passes", passes, or_none="the scan")
+        check_whole("batch_size", batch_size)
+        if batch_size == 1 and normalize_advantage:
             raise ValueError("batch_size must be at least 2 where advantages are normalized, got 1")
-        if passes is not None and passes < 1:
-            raise ValueError(f"passes must be at least 1, or None for the scan, got {passes}")
         self.seq_len, self.passes = seq_len, passes
-        if kwargs.get("_init_setup_model", True):  # not where an agent is loaded, whose file says it
+        if _init_setup_model:  # not where an agent is loaded, whose file says it
             self.normalize_values = normalize_values
-        super().__init__(policy, env, learning_rate=learning_rate, n_steps=n_steps, batch_size=batch_size, **kwargs)
+        with warnings.catch_warnings():  # a rollout of one minibatch is no truncated one
+            warnings.filterwarnings("ignore", r"You have specified a mini-batch size .* after every 0 untruncated")
+            super().__init__(**of_ppo)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -92,7 +120,7 @@ class MemoryPPO(PPO):
     def _setup_model(self) -> None:
         for name in ("n_steps", "batch_size"):
             value = getattr(self, name)
-            if self.seq_len < 1 or value < 1 or value % self.seq_len:
+            if value < 1 or value % self.seq_len:
                 raise ValueError(f"{name} must be a multiple of seq_len, got {name}={value} and seq_len={self.seq_len}")
         is_dict = isinstance(self.observation_space, spaces.Dict)
         if self.rollout_buffer_class is None:

@@ -1,0 +1,71 @@
+"""What ``MemoryPPO`` and its policies may be given, and what is said where it is something else."""
+
+from __future__ import annotations
+
+import numbers
+import sys
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import nn
+
+SET_BY_PPO = ("buffer_size", "observation_space", "action_space", "device", "gamma", "gae_lambda", "n_envs")
+SET_BY_US = ("seq_len", "passes")
+
+
+class NoMemoryError(ValueError):
+    """A policy without memory where one with memory is needed; the message is one line."""
+
+
+def check_whole(name: str, value: Any, *, or_none: str | None = None) -> None:
+    """Raises ValueError where an argument is not a whole number of at least 1.
+
+    Args:
+        name: the argument's.
+        value: what was given.
+        or_none: what ``None`` means, where it is allowed.
+    """
+    if value is None and or_none is not None:
+        return
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        allowed = "a whole number of at least 1" if or_none is None else f"at least 1, or None for {or_none}"
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def check_policy(policy: Any, with_memory: type[nn.Module]) -> None:
+    """Raises ``NoMemoryError`` where a policy is a class that does not remember; names are looked up elsewhere."""
+    if isinstance(policy, str) or (isinstance(policy, type) and issubclass(policy, with_memory)):
+        return
+    given = policy.__name__ if isinstance(policy, type) else repr(policy)
+    raise NoMemoryError(f"policy must be a name or a subclass of {with_memory.__name__}, which remembers, got {given}")
+
+
+def check_buffer_kwargs(kwargs: dict[str, Any] | None) -> None:
+    """Raises ValueError where ``rollout_buffer_kwargs`` holds what the algorithm sets itself."""
+    for name in kwargs or {}:
+        if name in SET_BY_PPO + SET_BY_US:
+            hint = f"give {name} to MemoryPPO itself" if name in SET_BY_US else "which PPO sets"
+            raise ValueError(f"rollout_buffer_kwargs must not hold {name}: {hint}")
+
+
+def refuse_other_algorithms(policy: nn.Module) -> None:
+    """To be called while a policy is made. Raises ValueError where an algorithm makes it that gives it no memory.
+
+    ``PPO.load`` takes the policy's class from the file, asks nothing, and has an agent that breaks when it learns. There
+    is no hook but the policy's own constructor, which is not told who calls it.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_locals.get("self") is policy:
+        frame = frame.f_back
+    algorithm = frame.f_locals.get("self")
+    if isinstance(algorithm, BaseAlgorithm) and not getattr(algorithm, "gives_memory", False):
+        given, name = type(algorithm).__name__, type(policy).__name__
+        raise ValueError(f"{name} remembers, and {given} gives it no memory: make and load such agents by fbrl.MemoryPPO")
+
+
+def needs_memory(method: str) -> TypeError:
+    """What is raised where a policy's method is called as PPO's is, with observations alone."""
+    return TypeError(
+        f"{method} of a policy that remembers takes (obs, state, episode_start); the state before the first step is "
+        "policy.initial_state(n), and episode_start a tensor (n,) of bool"
+    )
