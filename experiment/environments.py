@@ -16,7 +16,7 @@ from envs.batch_vec_env import BatchVecEnv
 from envs.pool import EnvPoolVecEnv
 from experiment.settings import EnvSettings, SettingsError
 from fbrl.novelty import EpisodicNovelty
-from fbrl.ppo import check_spaces
+from fbrl.spaces import check_spaces
 from fbrl.vec_env import FiniteVecEnv, stack_frames
 
 INSTEAD = {  # what envs.make takes itself, and the settings that say it

@@ -5,7 +5,7 @@ model = MemoryPPO("MlpPolicy", env)
 """
 
 from fbrl.novelty import EpisodicNovelty
-from fbrl.policy import MemoryPolicy
+from fbrl.policy import MemoryCnnPolicy, MemoryMultiInputPolicy, MemoryPolicy
 from fbrl.ppo import MemoryPPO
 
-__all__ = ["EpisodicNovelty", "MemoryPPO", "MemoryPolicy"]
+__all__ = ["EpisodicNovelty", "MemoryCnnPolicy", "MemoryMultiInputPolicy", "MemoryPPO", "MemoryPolicy"]

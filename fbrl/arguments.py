@@ -17,19 +17,20 @@ class NoMemoryError(ValueError):
     """A policy without memory where one with memory is needed; the message is one line."""
 
 
-def check_whole(name: str, value: Any, *, or_none: str | None = None) -> None:
-    """Raises ValueError where an argument is not a whole number of at least 1.
+def check_sizes(seq_len: Any, passes: Any, **multiples: Any) -> None:
+    """Raises ValueError where a size is not a whole number, or ``multiples`` are not those of ``seq_len``."""
+    for name, value in {"seq_len": seq_len, **multiples}.items():
+        if not _is_whole(value):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if passes is not None and not (_is_whole(passes) and passes >= 1):
+        raise ValueError(f"passes must be at least 1, or None for the scan, got {passes!r}")
+    for name, value in multiples.items():
+        if seq_len < 1 or value < 1 or value % seq_len:
+            raise ValueError(f"{name} must be a multiple of seq_len, got {name}={value} and seq_len={seq_len}")
 
-    Args:
-        name: the argument's.
-        value: what was given.
-        or_none: what ``None`` means, where it is allowed.
-    """
-    if value is None and or_none is not None:
-        return
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        allowed = "a whole number of at least 1" if or_none is None else f"at least 1, or None for {or_none}"
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_policy(policy: Any, with_memory: type[nn.Module]) -> None:
@@ -51,8 +52,8 @@ def check_buffer_kwargs(kwargs: dict[str, Any] | None) -> None:
 def refuse_other_algorithms(policy: nn.Module) -> None:
     """To be called while a policy is made. Raises ValueError where an algorithm makes it that gives it no memory.
 
-    ``PPO.load`` takes the policy's class from the file, asks nothing, and has an agent that breaks when it learns. There
-    is no hook but the policy's own constructor, which is not told who calls it.
+    ``PPO.load`` takes the policy's class from the file, asks nothing, and has an agent that breaks when it learns.
+    There is no hook but the policy's own constructor, which is not told who calls it.
     """
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_locals.get("self") is policy:
@@ -60,7 +61,9 @@ def refuse_other_algorithms(policy: nn.Module) -> None:
     algorithm = frame.f_locals.get("self")
     if isinstance(algorithm, BaseAlgorithm) and not getattr(algorithm, "gives_memory", False):
         given, name = type(algorithm).__name__, type(policy).__name__
-        raise ValueError(f"{name} remembers, and {given} gives it no memory: make and load such agents by fbrl.MemoryPPO")
+        raise ValueError(
+            f"{name} remembers, and {given} gives it no memory: make and load such agents by fbrl.MemoryPPO"
+        )
 
 
 def needs_memory(method: str) -> TypeError:

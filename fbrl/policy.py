@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from types import MethodType
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, MlpExtracto
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
+from fbrl.arguments import needs_memory, refuse_other_algorithms
 from fbrl.cores.core import Actor, Core, State
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.cores.twin import TwinCore
@@ -51,6 +53,7 @@ class MemoryPolicy(ActorCriticPolicy):
         core_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        refuse_other_algorithms(self)
         self._last_predicted: tuple[tuple[np.ndarray[Any, Any], ...], Actor] | None = None
         self.core_class = core_class
         self.core_kwargs = core_kwargs or {}
@@ -65,16 +68,16 @@ class MemoryPolicy(ActorCriticPolicy):
             "share_features_extractor": self.share_features_extractor,
         }
 
-    def _build_mlp_extractor(self) -> None:
-        """Puts the core before Stable-Baselines3's own layers; the caller builds heads and optimiser as ever."""
+    def _build_core(self) -> None:
+        """The core, and what stands before it. What is built next reads ``features_dim`` features of the core's."""
         core = self.core_class(**self.core_kwargs)
         self.core_input = self._make_core_input(core.d_model)
         self.core = core
         if not self.share_features_extractor:
             self.vf_core_input = self._make_core_input(core.d_model)
             self.core = TwinCore(core, self.core_class(**self.core_kwargs))
-        self.mlp_extractor = MlpExtractor(core.d_model, self.net_arch, self.activation_fn, device=self.device)
         self.value_scale = ValueScale()
+        self.features_dim = core.d_model
 
     def _make_core_input(self, d_model: int) -> nn.Sequential:
         # the encoder output is layer-normed to unit scale because it enters the memory as layer 0
@@ -83,7 +86,14 @@ class MemoryPolicy(ActorCriticPolicy):
         )
 
     def _build(self, lr_schedule: Schedule) -> None:
+        """Puts the core before Stable-Baselines3's own layers, heads and optimiser, which are built as ever."""
+        self._build_core()
         super()._build(lr_schedule)
+        layers = self.mlp_extractor
+        empty = isinstance(layers, MlpExtractor) and not len(layers.policy_net) + len(layers.value_net)
+        if empty and self.activation_fn is not nn.Tanh:  # the default
+            given = self.activation_fn.__name__
+            raise ValueError(f"activation_fn has no effect where net_arch is empty, as it is by default; got {given}")
         self.optimizer.register_step_pre_hook(refuse_non_finite_gradients)
 
     @property
@@ -94,6 +104,15 @@ class MemoryPolicy(ActorCriticPolicy):
     def initial_state(self, batch_size: int) -> State:
         """The core's state of ``batch_size`` sequences before their first step."""
         return self.core.initial_state(batch_size)
+
+    @property
+    def _distributes_otherwise(self) -> bool:
+        """Whether a subclass has a distribution of its own, by which ``predict`` acts as it does in PPO's policies."""
+        return type(self).get_distribution is not MemoryPolicy.get_distribution
+
+    def actor(self, state: State) -> Actor:
+        """What acts from ``state`` on, one step at a time."""
+        return Actor(self.core, state) if self._distributes_otherwise else self.core.actor(state)
 
     def encode(self, obs: PyTorchObs) -> Tensor:
         """Observations (N, ...), or a dict of them -> what the core reads, layer-normed.
@@ -129,7 +148,11 @@ class MemoryPolicy(ActorCriticPolicy):
         return self._features(Sequences(sequence, episode_start.unsqueeze(1), state))
 
     def forward(  # type: ignore[override]
-        self, obs: PyTorchObs, state: State, episode_start: Tensor, deterministic: bool = False
+        self,
+        obs: PyTorchObs,
+        state: State | None = None,
+        episode_start: Tensor | None = None,
+        deterministic: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, State]:
         """One acting step.
 
@@ -141,7 +164,12 @@ class MemoryPolicy(ActorCriticPolicy):
 
         Returns:
             actions (B, ...), values (B, 1), log-probabilities (B,), the state after the step.
+
+        Raises:
+            TypeError: where it is called as PPO's is, without ``state`` and ``episode_start``.
         """
+        if not isinstance(state, tuple) or episode_start is None:
+            raise needs_memory("forward")
         features, state = self._step_features(obs, state, episode_start)
         return *self._choose(features, deterministic), state
 
@@ -177,27 +205,39 @@ class MemoryPolicy(ActorCriticPolicy):
 
         The values are in the units of ``value_scale``, as those of the buffer's minibatches are.
         """
+        if not isinstance(obs, Sequences):
+            given = type(obs).__name__
+            raise TypeError(f"evaluate_actions of a policy that remembers takes fbrl.sequences.Sequences, got {given}")
         features, _ = self._features(obs)
         distribution = self._distribution(features)
         return self._values(features), distribution.log_prob(actions), distribution.entropy()
 
     def get_distribution(  # type: ignore[override]
-        self, obs: PyTorchObs, state: State, episode_start: Tensor
+        self, obs: PyTorchObs, state: State | None = None, episode_start: Tensor | None = None
     ) -> tuple[Distribution, State]:
         """The action distribution of one step and the state after it; arguments as in ``forward``."""
+        if not isinstance(state, tuple) or episode_start is None:
+            raise needs_memory("get_distribution")
         features, state = self._step_features(obs, state, episode_start)
         return self._distribution(features), state
 
-    def predict_values(self, obs: PyTorchObs, state: State, episode_start: Tensor) -> Tensor:  # type: ignore[override]
+    def predict_values(
+        self, obs: PyTorchObs, state: State | None = None, episode_start: Tensor | None = None
+    ) -> Tensor:
         """The values (B, 1) of one step, which leaves ``state`` as it is; arguments as in ``forward``."""
+        if not isinstance(state, tuple) or episode_start is None:
+            raise needs_memory("predict_values")
         features, _ = self._step_features(obs, state, episode_start)
         return self.value_scale.to_raw(self._values(features))
 
     def _predict(  # type: ignore[override]
         self, observation: PyTorchObs, actor: Actor, episode_start: Tensor, deterministic: bool = False
     ) -> Tensor:
-        features, _ = actor.step(self.encode(observation), episode_start)
-        return self._distribution(features).get_actions(deterministic=deterministic)
+        if self._distributes_otherwise:
+            distribution, actor.state = self.get_distribution(observation, actor.state, episode_start)
+        else:
+            distribution = self._distribution(actor.step(self.encode(observation), episode_start)[0])
+        return distribution.get_actions(deterministic=deterministic)
 
     def predict(
         self,
@@ -228,7 +268,10 @@ class MemoryPolicy(ActorCriticPolicy):
         if self.training:
             self.set_training_mode(False)
         if isinstance(observation, tuple):
-            raise ValueError("observation must be an array or a dict, got a tuple: pass obs of obs, info = env.reset()")
+            raise ValueError(
+                "observation must be an array or a dict, got a tuple: you are probably mixing Gym API with SB3 VecEnv "
+                "API; of `obs, info = env.reset()` pass obs"
+            )
         check_finite(observation, "observation")
         with torch.inference_mode(False), torch.no_grad():  # what is kept is written to again, in whatever mode
             obs, vectorized = self.obs_to_tensor(observation)
@@ -255,7 +298,7 @@ class MemoryPolicy(ActorCriticPolicy):
             here = actor.state[0].device == self.value_net.weight.device
             if same and here and len(returned[0]) == batch_size and actor.acts_with(self.core):
                 return actor
-        return self.core.actor(self._state_tensors(state, batch_size))
+        return self.actor(self._state_tensors(state, batch_size))
 
     def _state_tensors(self, state: tuple[np.ndarray[Any, Any], ...] | None, batch_size: int) -> State:
         """The state that ``predict`` was given, as tensors; raises ValueError where its shapes do not fit."""
@@ -278,6 +321,13 @@ class MemoryPolicy(ActorCriticPolicy):
         if self.squash_output:
             return cast("np.ndarray[Any, Any]", self.unscale_action(actions))
         return cast("np.ndarray[Any, Any]", np.clip(actions, self.action_space.low, self.action_space.high))
+
+
+def goes_through_forward(policy: nn.Module) -> bool:
+    """Whether a step of a rollout is to be ``policy(...)``: someone has compiled, hooked or overridden ``forward``."""
+    inner = getattr(policy, "_orig_mod", policy)  # what torch.compile has wrapped
+    hooked = inner._forward_hooks or inner._forward_pre_hooks or inner._compiled_call_impl is not None
+    return bool(hooked or inner is not policy or inner.forward != MethodType(MemoryPolicy.forward, inner))
 
 
 class MemoryCnnPolicy(MemoryPolicy):

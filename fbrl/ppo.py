@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import io
 import warnings
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -18,12 +20,14 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from fbrl.arguments import NoMemoryError, check_buffer_kwargs, check_policy, check_sizes
 from fbrl.buffer import SequenceDictRolloutBuffer, SequenceRolloutBuffer
 from fbrl.cores.core import State
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.figures import log_rollout
 from fbrl.finite import check_finite
-from fbrl.policy import MemoryCnnPolicy, MemoryMultiInputPolicy, MemoryPolicy
+from fbrl.policy import MemoryCnnPolicy, MemoryMultiInputPolicy, MemoryPolicy, goes_through_forward
+from fbrl.spaces import check_spaces
 
 SelfMemoryPPO = TypeVar("SelfMemoryPPO", bound="MemoryPPO")
 
@@ -39,8 +43,8 @@ class MemoryPPO(PPO):
 
     Args:
         policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a ``MemoryPolicy``.
-        env: as in Stable-Baselines3.
-        learning_rate: as in Stable-Baselines3.
+        env, learning_rate, ...: as in ``stable_baselines3.PPO``, in its order and with its defaults but for ``n_steps``
+            and ``batch_size``.
         n_steps: steps of each environment in a rollout; a multiple of ``seq_len``.
         batch_size: steps in a minibatch; a multiple of ``seq_len``.
         seq_len: steps that the loss is back-propagated through.
@@ -48,11 +52,11 @@ class MemoryPPO(PPO):
             rewards may be of any scale. ``train/value_loss`` and ``clip_range_vf`` are then in these units.
         passes: train with so many parallel passes over each sequence (``fbrl.cores.feedback_passes``) in the place
             of the scan; ``None`` for the scan.
-        **kwargs: everything else that ``stable_baselines3.PPO`` takes.
 
     Raises:
-        ValueError: where sizes do not fit each other, a space is not supported, or ``rollout_buffer_class`` is not a
-            ``SequenceRolloutBuffer``.
+        ValueError: where sizes do not fit each other, a space is not supported, the policy has no memory,
+            ``rollout_buffer_class`` is not a ``SequenceRolloutBuffer``, or ``rollout_buffer_kwargs`` holds what is
+            given elsewhere.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -101,12 +105,11 @@ class MemoryPPO(PPO):
         of_ppo = {name: value for name, value in locals().items() if name in PPO_ARGUMENTS}
         check_policy(policy, MemoryPolicy)
         check_buffer_kwargs(rollout_buffer_kwargs)
-        check_whole("passes", passes, or_none="the scan")
-        check_whole("batch_size", batch_size)
         if batch_size == 1 and normalize_advantage:
             raise ValueError("batch_size must be at least 2 where advantages are normalized, got 1")
         self.seq_len, self.passes = seq_len, passes
         if _init_setup_model:  # not where an agent is loaded, whose file says it
+            check_sizes(seq_len, passes, n_steps=n_steps, batch_size=batch_size)
             self.normalize_values = normalize_values
         with warnings.catch_warnings():  # a rollout of one minibatch is no truncated one
             warnings.filterwarnings("ignore", r"You have specified a mini-batch size .* after every 0 untruncated")
@@ -118,10 +121,7 @@ class MemoryPPO(PPO):
         return PPO._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
-        for name in ("n_steps", "batch_size"):
-            value = getattr(self, name)
-            if value < 1 or value % self.seq_len:
-                raise ValueError(f"{name} must be a multiple of seq_len, got {name}={value} and seq_len={self.seq_len}")
+        check_sizes(self.seq_len, self.passes, n_steps=self.n_steps, batch_size=self.batch_size)
         is_dict = isinstance(self.observation_space, spaces.Dict)
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = SequenceDictRolloutBuffer if is_dict else SequenceRolloutBuffer
@@ -135,6 +135,20 @@ class MemoryPPO(PPO):
         if self.normalize_values:
             self.rollout_buffer.value_scale = self.policy.value_scale  # type: ignore[attr-defined]
         self._last_state = None
+
+    @classmethod
+    def load(
+        cls: type[SelfMemoryPPO], path: str | Path | io.BufferedIOBase, *args: Any, **kwargs: Any
+    ) -> SelfMemoryPPO:
+        """As ``PPO.load``; raises ValueError where the file holds an agent of an algorithm without memory."""
+        try:
+            return super().load(path, *args, **kwargs)
+        except NoMemoryError as error:
+            found = str(error).rpartition(" ")[2]
+            raise NoMemoryError(
+                f"{path}: holds no MemoryPPO but a PPO, or another agent without memory, whose policy is {found}: load "
+                "it by its own class, such as stable_baselines3.PPO"
+            ) from None
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_state", "return_moments"]
@@ -163,16 +177,20 @@ class MemoryPPO(PPO):
         check_finite(self._last_obs, "observation")
         if self._last_state is None or len(self._last_state[0]) != env.num_envs:
             self._last_state = self.policy.initial_state(env.num_envs)
-        actor = self.policy.core.actor(self._last_state)
+        actor = self.policy.actor(self._last_state)
+        act = self.policy if goes_through_forward(self.policy) else None
         for n_steps in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
             if not actor.acts_with(self.policy.core):  # a callback has put in another
-                actor = self.policy.core.actor(self._last_state)
+                actor = self.policy.actor(self._last_state)
             with torch.no_grad():
                 starts = torch.as_tensor(self._last_episode_starts, dtype=torch.bool, device=self.device)
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                action_tensor, values, log_probs, next_state = self.policy.act(obs_tensor, actor, starts)
+                if act is None:
+                    action_tensor, values, log_probs, next_state = self.policy.act(obs_tensor, actor, starts)
+                else:
+                    action_tensor, values, log_probs, next_state = act(obs_tensor, self._last_state, starts)
             actions = action_tensor.cpu().numpy()
             clipped_actions = self.policy._to_env_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
@@ -284,19 +302,3 @@ class MemoryPPO(PPO):
     ) -> SelfMemoryPPO:
         """As ``PPO.learn``."""
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-
-def check_spaces(env: GymEnv) -> None:
-    """Raises ValueError for an observation space that no encoder reads, and for an action space that PPO lacks."""
-    allowed = ", ".join(supported.__name__ for supported in SUPPORTED_SPACES)
-    space = env.observation_space
-    parts = space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]
-    for key, part in parts:
-        if not isinstance(part, SUPPORTED_SPACES):
-            where = f"observation_space[{key!r}]" if key else "observation_space"
-            raise ValueError(f"{where} must be one of {allowed}, or a Dict of them, got {type(part).__name__}")
-    actions = env.action_space
-    if not isinstance(actions, SUPPORTED_SPACES):
-        raise ValueError(f"action_space must be one of {allowed}, got {type(actions).__name__}")
-    if isinstance(actions, spaces.Box) and not np.isfinite([actions.low, actions.high]).all():
-        raise ValueError(f"action_space must have finite bounds, got {actions.low.min()} to {actions.high.max()}")

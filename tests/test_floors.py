@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "fbrl.memory": 0,
     "fbrl.mission": 0,
+    "fbrl.arguments": 0,
+    "fbrl.spaces": 0,
     "fbrl.cores": 0,  # its __init__ runs before every core, so it imports none of them
     "fbrl.cores.core": 0,
     "fbrl.cores.watch": 0,

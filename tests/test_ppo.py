@@ -412,6 +412,7 @@ def test_one_sample_cannot_be_normalized():
 
 
 def test_the_length_of_sequences_is_given_by_name():
-    """The sixth argument of PPO is n_epochs."""
+    """The sixth argument is n_epochs, as PPO's is, and nothing of ours has a place in the order."""
+    assert MemoryPPO("MlpPolicy", vec(), 3e-4, 128, 128, 4, device="cpu").n_epochs == 4
     with pytest.raises(TypeError, match="positional argument"):
-        MemoryPPO("MlpPolicy", vec(), 3e-4, 128, 128, 4)
+        MemoryPPO("MlpPolicy", vec(), *[None] * 25, 32)
