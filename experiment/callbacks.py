@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import zipfile
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from stable_baselines3.common.utils import obs_as_tensor, safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
+from experiment import files
+from experiment.checkpoints import agent_bytes, save_checkpoint
 from experiment.distributed import in_any
-from experiment.runs import NOT_SAVED, save_checkpoint
 from experiment.settings import Settings
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.evaluation import play, summarise
@@ -24,6 +27,7 @@ from fbrl.memory import Memory
 from fbrl.policy import MemoryPolicy
 from fbrl.ppo import MemoryPPO
 
+EVALUATION = "evaluation.json"  # the member of best.zip that says how good the agent was
 SHARES = ("environment", "acting", "update")  # of the time, as ``TimeShares`` logs them; shown in the progress bar
 
 
@@ -44,8 +48,9 @@ class BetweenUpdates(BaseCallback):
 class Evaluate(BetweenUpdates):
     """Evaluates with the most probable action and keeps the best agent.
 
-    Writes a line to ``evaluations.jsonl`` and, where success (return, for a task that reports no success) is at least
-    the best so far, ``best.zip``. Every evaluation starts from the same seed, so that two of them can be compared.
+    Writes a line to ``evaluations.jsonl`` and before it, where success (return, for a task that reports no success) is
+    at least the best so far, ``best.zip``, which holds that line too. Every evaluation starts from the same seed, so
+    that two of them can be compared.
 
     Args:
         env: the environments to play in, not those of the training.
@@ -65,15 +70,26 @@ class Evaluate(BetweenUpdates):
         self.reached = False
 
     def _on_training_start(self) -> None:
-        text = self.file.read_text() if self.file.exists() else ""
-        # a line that a killed process left unfinished has no end
-        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        lines = _read_lines(self.file)
+        self.best = self._best_so_far(lines)
         # evaluations of steps after the checkpoint that is resumed are made again
-        lines = [line for line in lines if line["timesteps"] <= self.model.num_timesteps]
-        self.file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        self.best = max((_score(line) for line in lines), default=float("-inf"))
-        self.reached = bool(lines) and self._is_enough(lines[-1])
-        self.next = (lines[-1]["timesteps"] if lines else 0) + self.every
+        self.lines = [line for line in lines if line["timesteps"] <= self.model.num_timesteps]
+        self._write_lines()
+        self.reached = bool(self.lines) and self._is_enough(self.lines[-1])
+        self.next = (self.lines[-1]["timesteps"] if self.lines else 0) + self.every
+
+    def _best_so_far(self, lines: list[dict[str, Any]]) -> float:
+        """The score of the agent in ``best.zip``, which may be of a step after the checkpoint that is resumed."""
+        try:
+            with zipfile.ZipFile(self.best_file) as archive:
+                return _score(json.loads(archive.read(EVALUATION)))
+        except KeyError:  # an earlier version's, whose file did not say
+            return max(map(_score, lines), default=float("-inf"))
+        except (OSError, zipfile.BadZipFile):  # none, or half of one, which an earlier version may have left
+            return float("-inf")
+
+    def _write_lines(self) -> None:
+        files.write(self.file, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def _on_step(self) -> bool:
         return not self.reached
@@ -99,14 +115,22 @@ class Evaluate(BetweenUpdates):
                 self.model.logger.record(f"eval/{key}", line[key])
         if _score(line) >= self.best:
             self.best = _score(line)
-            self.model.save(self.best_file, exclude=NOT_SAVED)
-        with self.file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            files.write(self.best_file, agent_bytes(self.model, **{EVALUATION: json.dumps(line).encode()}))  # type: ignore[arg-type]
+        self.lines.append(line)
+        self._write_lines()
         self.reached = self._is_enough(line)
         return line
 
     def _is_enough(self, line: dict[str, Any]) -> bool:
         return self.stop_at is not None and line["success"] is not None and bool(line["success"] >= self.stop_at)
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    lines = []
+    for text in file.read_text().splitlines() if file.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):  # what a killed process of an earlier version left unfinished
+            lines.append(json.loads(text))
+    return lines
 
 
 def _score(line: dict[str, Any]) -> float:

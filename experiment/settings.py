@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from experiment import files
 from fbrl.cores.names import CORES, core_kwargs
 
 
@@ -163,7 +164,7 @@ class Settings:
 
     def save(self, path: Path) -> None:
         """Writes all settings as YAML."""
-        path.write_text(yaml.safe_dump(asdict(self), sort_keys=False))
+        files.write(path, yaml.safe_dump(asdict(self), sort_keys=False))
 
 
 GROUPS: dict[str, type[Any]] = {"env": EnvSettings, "core": CoreSettings, "ppo": PPOSettings, "run": RunSettings}

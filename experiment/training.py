@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +14,12 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.vec_env import VecEnv
 
+from experiment import files
 from experiment.agents import check_agent, make_model
 from experiment.callbacks import Checkpoint, EntropySchedule, Evaluate, MemoryFigures, ProgressBar, RolloutFigures
+from experiment.checkpoints import load_checkpoint, save_checkpoint
 from experiment.distributed import (
     ProcessLost,
     Together,
@@ -30,7 +33,7 @@ from experiment.distributed import (
     share,
 )
 from experiment.environments import evaluation_envs, make_envs
-from experiment.runs import create_run, load_checkpoint, note_resumed
+from experiment.runs import create_run, never_began, note_resumed, run_folder
 from experiment.settings import Settings, check_device
 from experiment.timing import TimeShares
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
@@ -83,7 +86,7 @@ def learn(model: PPO, settings: Settings, folder: Path) -> None:
     if first:
         evaluate.evaluate()
         model.logger.dump(model.num_timesteps)
-        (folder / "finished").touch()
+        files.write(folder / "finished", b"")
 
 
 def train(settings: Settings, resume: Path | None = None) -> Path:
@@ -92,17 +95,37 @@ def train(settings: Settings, resume: Path | None = None) -> Path:
     check_device("run.device", mine.run.device)  # here only: where an agent is evaluated is another matter
     if settings.run.threads is not None:
         torch.set_num_threads(settings.run.threads)
-    env = make_envs(mine.env, mine.run.seed, mine.env.n_envs)
-    if resume is None:
-        model = make_model(mine, env)
-        folder = of_first(partial(create_run, settings))
-        say(f"{folder}: {settings.core.name} core on {settings.env.id}, {settings.ppo.timesteps:,} steps")
-    else:
-        folder = resume
-        model = load_checkpoint(folder, settings, env)
-        check_agent(folder / "last.zip", model, settings)
-        of_first(partial(note_resumed, folder, model.num_timesteps))
-        say(f"{folder}: going on from {model.num_timesteps:,} of {settings.ppo.timesteps:,} steps")
+    make = partial(make_envs, mine.env, mine.run.seed, mine.env.n_envs)
+    folder = of_first(partial(run_folder, settings)) if resume is None else resume
+    begins = resume is None or of_first(partial(never_began, folder))
+    model = make_model(mine, make()) if begins else None  # before the folder: what is refused here leaves nothing
+    with files.held(folder) if rank() == 0 else contextlib.nullcontext():
+        if model is None:
+            model = _go_on(settings, folder, make)
+        else:
+            _begin(model, settings, folder, resume)
+        _learn_or_say(model, settings, folder)
+    return folder
+
+
+def _begin(model: PPO, settings: Settings, folder: Path, resume: Path | None) -> None:
+    """Makes the run's folder, with a checkpoint in it before the first step."""
+    of_first(partial(create_run, settings, resume))
+    save_checkpoint(model, folder, settings)
+    say(f"{folder}: {settings.core.name} core on {settings.env.id}, {settings.ppo.timesteps:,} steps")
+
+
+def _go_on(settings: Settings, folder: Path, make: Callable[[], VecEnv]) -> PPO:
+    """The model of the run's checkpoint."""
+    model = load_checkpoint(folder, settings, make)
+    check_agent(folder / "last.zip", model, settings)
+    of_first(partial(note_resumed, folder, model.num_timesteps))
+    say(f"{folder}: going on from {model.num_timesteps:,} of {settings.ppo.timesteps:,} steps")
+    return model
+
+
+def _learn_or_say(model: PPO, settings: Settings, folder: Path) -> None:
+    """Learns; where that ends early, says what was saved and how to go on."""
     again = f"{launcher()} train_agent.py --resume {folder}"
     try:
         learn(model, settings, folder)
@@ -115,7 +138,6 @@ def train(settings: Settings, resume: Path | None = None) -> Path:
             raise
         lost = f"{folder}: another process has ended or cannot be reached"
         raise ProcessLost(f"{lost}; go on from the last checkpoint with: {again}") from error
-    return folder
 
 
 def final_line(settings: Settings, folder: Path) -> str:

@@ -10,18 +10,22 @@ import torch
 Observation = np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]
 
 
+class NotFiniteError(ValueError, FloatingPointError):
+    """An observation, a reward, a return, a loss or a weight that is not finite; the message is one line that names it."""
+
+
 def check_finite(observation: Observation, name: str) -> None:
-    """Raises ValueError naming the key where a floating-point observation holds NaN or infinity."""
+    """Raises NotFiniteError naming the key where a floating-point observation holds NaN or infinity."""
     parts = observation.items() if isinstance(observation, dict) else [("", observation)]
     for key, value in parts:
         array = np.asarray(value)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             where = f"{name}[{key!r}]" if key else name
-            raise ValueError(f"{where} must be finite, got {array[~np.isfinite(array)][0]}")
+            raise NotFiniteError(f"{where} must be finite, got {array[~np.isfinite(array)][0]}")
 
 
 def refuse_non_finite_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """An optimiser hook: raises FloatingPointError before a loss that is not finite can reach the weights."""
+    """An optimiser hook: raises NotFiniteError before a loss that is not finite can reach the weights."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not torch.stack([gradient.sum() for gradient in gradients]).isfinite().all():
-        raise FloatingPointError("the loss or its gradient is not finite; the weights are those before the update")
+        raise NotFiniteError("the loss or its gradient is not finite; the weights are those before the update")

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fbrl.finite import NotFiniteError
+
 RATE = 0.1  # how far a rollout moves the running statistics, once there have been 1 / RATE of them
 LEAST = 1e-2  # of the mean: no smaller deviation is told apart, so that noise is not blown up where returns are alike
 
@@ -59,10 +61,10 @@ class ValueScale(nn.Module):
             head: the value head, D -> 1.
 
         Raises:
-            FloatingPointError: where the returns are not finite, or their square is not in single precision.
+            NotFiniteError: where the returns are not finite, or their square is not in single precision.
         """
         if not torch.tensor([mean, variance, mean**2], dtype=self.mean.dtype).isfinite().all():
-            raise FloatingPointError("the returns of the rollout are not finite; the weights are those before it")
+            raise NotFiniteError("the returns of the rollout are not finite; the weights are those before it")
         if mean == variance == 0 and not self.known:
             return
         old_mean, old_std = self.mean.clone(), self.std.clone()

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from experiment.agents import check_agent, find_agent
+from experiment.checkpoints import load_checkpoint
 from experiment.environments import evaluation_envs, make_envs
-from experiment.runs import load_checkpoint
 from experiment.training import train
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.evaluation import load_agent
@@ -32,7 +32,7 @@ def run(tmp_path):
 
 def test_the_environments_are_carried_on(run):
     _, settings = find_agent(str(run))
-    model = load_checkpoint(run, settings, make_envs(settings.env, 0, 2))
+    model = load_checkpoint(run, settings, lambda: make_envs(settings.env, 0, 2))
     assert model.num_timesteps == 64
     assert isinstance(model.env.envs[0].env.env, SymbolicObservation)
     assert model.env.envs[0].unwrapped.step_count > 0, "in the middle of an episode"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import get_args
 
@@ -21,6 +22,7 @@ from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiment.callbacks import MemoryFigures
+from experiment.files import held
 from experiment.parsing import load_settings
 from experiment.settings import CoreName
 from fbrl import MemoryPPO
@@ -187,7 +189,7 @@ def test_a_run_and_its_control(train, tmp_path):
     memory, control = tmp_path / "TMaze-v0_feedback_3", tmp_path / "TMaze-v0_none_3"
     for folder, algorithm in ((memory, MemoryPPO), (control, PPO)):
         names = {path.name for path in folder.iterdir() if not path.name.startswith("events.out.tfevents.")}
-        expected = {"config.yaml", "versions.json", "evaluations.jsonl", "best.zip", "last.zip", "resume.pkl"}
+        expected = {"config.yaml", "versions.json", "evaluations.jsonl", "best.zip", "last.zip"}
         assert names == expected | {"finished"}
         assert json.loads((folder / "versions.json").read_text())["threads"] == torch.get_num_threads()
         evaluations = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
@@ -353,7 +355,7 @@ def test_interrupted_in_its_own_process(tmp_path):
     folder = tmp_path / "tiny"
     try:
         for _ in range(1200):
-            if (folder / "resume.pkl").exists() or process.poll() is not None:  # the training is under way
+            if (folder / "last.zip").exists() or process.poll() is not None:  # the training is under way
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
@@ -494,10 +496,15 @@ def test_the_agent_of_another_window(run, interrupted, tmp_path):
     task = model.observation_space, model.action_space
     other = Task()
     other.observation_space, other.action_space = task
-    MemoryPPO("MlpPolicy", other, device="cpu", policy_kwargs={"core_kwargs": core_kwargs}).save(folder / "last.zip")
-    assert_refused(run("--resume", folder), "core.window is 6, but 4 in")
-    shutil.copy(tmp_path / "cartpole.zip", folder / "last.zip")
-    assert_refused(run("--resume", folder), "the checkpoint cannot be read")
+    MemoryPPO("MlpPolicy", other, device="cpu", policy_kwargs={"core_kwargs": core_kwargs}).save(tmp_path / "other.zip")
+    with zipfile.ZipFile(folder / "last.zip") as archive:
+        resume = archive.read("resume.pkl")
+    for name, message in (("other", "core.window is 6, but 4 in"), ("cartpole", "the checkpoint cannot be read")):
+        shutil.copy(tmp_path / f"{name}.zip", folder / "last.zip")
+        assert_refused(run("--resume", folder), "last.zip is an agent without resume.pkl")
+        with zipfile.ZipFile(folder / "last.zip", "a") as archive:
+            archive.writestr("resume.pkl", resume)
+        assert_refused(run("--resume", folder), message)
 
 
 SIZES = {"d_model", "n_layers"}
@@ -540,7 +547,6 @@ def test_what_is_not_finite_ends_the_training(train, run, tmp_path, task, messag
     result = train(*arguments, "--run.progress_bar=true", "--run.eval_every=1000")
     assert_refused(result, message)
     assert (PPO if core == "none" else MemoryPPO).load(tmp_path / "tiny" / "last.zip").num_timesteps == 64
-    assert (tmp_path / "tiny" / "resume.pkl").exists()
     assert not (tmp_path / "tiny" / "finished").exists()
 
 
@@ -568,3 +574,47 @@ def test_cuda_graphs_reach_the_core(train, monkeypatch, setting):
     code, _, err = train(f"--run.cuda_graphs={setting}")
     assert code == 0, err
     assert set(seen) == {setting == "true"}
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint(run, train, monkeypatch, tmp_path):
+    """Kind: a name that is taken by nothing. It can be given again, and --resume starts the run."""
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    for again in (lambda: train("--run.name=tiny"), lambda: run("--resume", tmp_path / "tiny")):
+        with monkeypatch.context() as patch:
+            patch.setattr("experiment.training.save_checkpoint", die)
+            assert train("--run.name=tiny")[0] == 130
+        assert {path.name for path in (tmp_path / "tiny").iterdir()} == {"config.yaml", "versions.json"}
+        code, _, err = again()
+        assert (code, err) == (0, "")
+        assert (tmp_path / "tiny" / "finished").exists()
+        shutil.rmtree(tmp_path / "tiny")
+
+
+def test_a_run_that_was_killed_before_its_second_checkpoint(run, train, monkeypatch, tmp_path):
+    """The first is written before the first step, so that every run that has a name can be resumed, exactly."""
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFigures, "_on_rollout_end", die)
+        assert train("--run.name=tiny")[0] == 130
+    code, out, _ = run("--resume", tmp_path / "tiny")
+    assert code == 0
+    assert "going on from 0 of 128 steps" in out
+    assert "new episodes" not in out
+    assert train("--run.name=whole")[0] == 0
+    resumed, whole = weights(tmp_path / "tiny" / "last.zip"), weights(tmp_path / "whole" / "last.zip")
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_a_run_that_another_process_trains(run, train, interrupted):
+    """Kind: two processes that write one folder."""
+    folder, _ = interrupted
+    before = contents(folder)
+    with held(folder):
+        assert_refused(run("--resume", folder), "tiny: another process is training in it")
+    assert contents(folder) == before

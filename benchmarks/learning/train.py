@@ -90,7 +90,7 @@ def wait(process: subprocess.Popen[bytes]) -> int:
 def start(run: Run, folder: Path, log: Path, lock: IO[str]) -> subprocess.Popen[bytes]:
     """Starts ``train_agent.py`` on a run, which holds ``lock`` too; what it prints is added to ``log``."""
     command = [sys.executable, str(ROOT / "train_agent.py")]
-    if (folder / "resume.pkl").is_file():
+    if (folder / "last.zip").is_file():
         command += ["--resume", str(folder)]
     else:
         # killed before its first checkpoint: nothing of it can be taken up

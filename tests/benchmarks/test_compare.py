@@ -297,7 +297,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tiny, tmp_path, capsys):
     tiny.write_text(TINY.replace("[3, 5]", "[3]"))
     broken = tmp_path / "runs" / "tiny" / "maze_lstm_3"
     broken.mkdir(parents=True)
-    (broken / "resume.pkl").write_text("broken")
+    (broken / "last.zip").write_text("broken")
     with pytest.raises(SettingsError, match="1 of 2 runs failed"):
         compare.main(command(tmp_path, tiny))
     assert "maze_lstm_3: training failed, see" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What a run does beside learning."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -155,8 +156,66 @@ def test_a_resumed_run_keeps_its_evaluations_up_to_the_checkpoint(tmp_path, scor
         (108, 0.5),
         (144, 0.75),
     ]
-    assert callback.best == 0.75  # of the first evaluation, until the last was as good
-    assert MemoryPPO.load(tmp_path / "best.zip", device="cpu").num_timesteps == 144
+    assert callback.best == 1.0  # the agent of step 108, which other episodes would have led to; its file is there
+    assert MemoryPPO.load(tmp_path / "best.zip", device="cpu").num_timesteps == 108
+
+
+def test_a_run_that_goes_on_exactly_writes_its_best_agent_again(tmp_path, scores):
+    scores(0.5, 0.75)
+    learn(quiet(make_model()), 3, evaluate_with(tmp_path))
+    (tmp_path / "evaluations.jsonl").unlink()  # as if the checkpoint were of the start
+    before = (tmp_path / "best.zip").stat().st_ino
+    scores(0.5, 0.75)
+    learn(quiet(make_model()), 3, evaluate_with(tmp_path))
+    assert (tmp_path / "best.zip").stat().st_ino != before
+    assert [line["timesteps"] for line in lines(tmp_path)] == [36, 72]
+
+
+@pytest.mark.parametrize("name", ["os.fsync", "os.replace"])
+@pytest.mark.parametrize("file", ["best.zip", "evaluations.jsonl"])
+def test_a_kill_while_an_evaluation_is_written_loses_no_best_agent(tmp_path, monkeypatch, scores, name, file):
+    """Between the two files as well: the better agent stays, whatever the line that is missing would have said."""
+    scores(0.25, 0.75, 0.5)
+    callback = evaluate_with(tmp_path)
+    learn(quiet(make_model()), 2, callback)
+    original = getattr(os, name.removeprefix("os."))
+
+    def die_at(*arguments):
+        if (tmp_path / f"{file}.tmp").exists():
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(name, die_at)
+        with pytest.raises(KeyboardInterrupt):
+            callback.evaluate()
+    best = MemoryPPO.load(tmp_path / "best.zip", device="cpu").num_timesteps
+    assert best == (ROLLOUT if file == "best.zip" else 2 * ROLLOUT)
+    again = evaluate_with(tmp_path)
+    model = quiet(make_model())
+    model.num_timesteps = 2 * ROLLOUT
+    learn(model, 1, again)  # evaluated at once, with .5
+    assert [line["success"] for line in lines(tmp_path)] == [0.25, 0.5]
+    assert again.best == (0.5 if file == "best.zip" else 0.75)
+    best = MemoryPPO.load(tmp_path / "best.zip", device="cpu")
+    assert best.num_timesteps == 2 * ROLLOUT
+
+
+def test_the_best_agent_of_an_earlier_version(tmp_path, scores):
+    """Its file does not say how good it was: the lines do, those after the checkpoint too."""
+    for steps, success in ((36, 0.5), (720, 0.75)):
+        with (tmp_path / "evaluations.jsonl").open("a") as file:
+            file.write(json.dumps({"timesteps": steps, "success": success, "return": 0.0, "length": 1.0}) + "\n")
+    make_model().save(tmp_path / "best.zip")
+    scores(0.5, 0.5)
+    model, callback = quiet(make_model()), evaluate_with(tmp_path)
+    model.num_timesteps = 36
+    learn(model, 2, callback)
+    assert (callback.best, MemoryPPO.load(tmp_path / "best.zip").num_timesteps) == (0.75, 0)
+    for broken in (b"", b"half a zip"):
+        (tmp_path / "best.zip").write_bytes(broken)
+        learn(model, 0, callback)
+        assert callback.best == float("-inf"), "any agent is better than none"
 
 
 def test_training_stops_at_a_success_rate(tmp_path, scores):
@@ -197,7 +256,7 @@ def test_a_checkpoint_when_asked_to_stop(tmp_path):
     callback.stop_asked = True
     learn(model, 5, callback)
     assert (callback.stopped, callback.saved_at) == (True, ROLLOUT)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.zip", "resume.pkl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.zip"]
     saved = MemoryPPO.load(tmp_path / "last.zip", device="cpu")
     assert saved.num_timesteps == ROLLOUT
     assert all(torch.equal(parameters(saved)[name], weight) for name, weight in weights.items())

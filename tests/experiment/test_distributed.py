@@ -23,10 +23,11 @@ from torch import nn
 import experiment.distributed
 from experiment.agents import make_model as model_of
 from experiment.callbacks import Checkpoint, EntropySchedule
+from experiment.checkpoints import load_checkpoint
 from experiment.distributed import Together, gather, in_any, in_parallel, of_first, rank, share
 from experiment.environments import make_envs
 from experiment.parsing import load_settings
-from experiment.runs import create_run, load_checkpoint
+from experiment.runs import create_run
 from experiment.settings import CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings, SettingsError
 from fbrl import MemoryPPO
 from tests.tasks import StopAt, collect, make_model, parameters, vec
@@ -377,7 +378,7 @@ def resumed(core, folder):
     assert (checkpoint.stopped, checkpoint.saved_at) == (True, 128)
     np.random.seed(77)  # another process has other random states
     torch.manual_seed(77)
-    again = load_checkpoint(folder, settings, start(settings).env)
+    again = load_checkpoint(folder, settings, lambda: start(settings).env)
     assert again.num_timesteps == 128
     train(again, settings)
     return [(learned(m), digest(m._last_obs), m.num_timesteps, m.batch_size) for m in (whole, again)]
@@ -388,7 +389,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(together, core, tmp_
     for whole, again in together(resumed, core, tmp_path):
         assert again == whole
         assert whole[2:] == (320, 16)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.zip", "resume.pkl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.zip"]
 
 
 def saved(folder):
@@ -400,7 +401,7 @@ def saved(folder):
 
 def taken_up(folder):
     settings = tiny()
-    model = load_checkpoint(folder, settings, start(settings).env)
+    model = load_checkpoint(folder, settings, lambda: start(settings).env)
     model.env.reset()
     seeds = [rng.bit_generator.seed_seq.entropy for rng in model.env.rngs]
     return model.num_timesteps, model._last_obs, model.batch_size, seeds, learned(model)
@@ -409,7 +410,7 @@ def taken_up(folder):
 def test_another_number_of_processes_starts_new_episodes(together, tmp_path, capsys):
     assert together(saved, tmp_path) == [128, 128]
     settings = tiny()
-    model = load_checkpoint(tmp_path, settings, start(settings).env)
+    model = load_checkpoint(tmp_path, settings, lambda: start(settings).env)
     line = f"{tmp_path}: saved by 2 processes, not 1; goes on with new episodes and random numbers\n"
     assert capsys.readouterr().out == line
     assert (model.num_timesteps, model._last_obs, model.batch_size, model.n_envs) == (128, None, 32, 4)
@@ -574,7 +575,7 @@ def test_a_process_that_is_killed_ends_the_run(torchrun, tmp_path):
     assert line.endswith("torchrun --nproc-per-node 2 train_agent.py --resume runs/tiny")
     assert "episodes" not in out
     settings = load_settings(tmp_path / "runs" / "tiny" / "config.yaml")
-    model = load_checkpoint(tmp_path / "runs" / "tiny", settings, start(settings).env)
+    model = load_checkpoint(tmp_path / "runs" / "tiny", settings, lambda: start(settings).env)
     assert model.num_timesteps == 128
 
 

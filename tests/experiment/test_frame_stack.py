@@ -11,9 +11,9 @@ from stable_baselines3.common.vec_env import VecFrameStack
 
 from experiment.agents import check_agent, make_model
 from experiment.callbacks import Checkpoint
+from experiment.checkpoints import load_checkpoint
 from experiment.environments import evaluation_envs, make_envs
 from experiment.playing import How, check_pictures, evaluate, exhaustive
-from experiment.runs import load_checkpoint
 from experiment.settings import CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings, SettingsError
 from fbrl.vec_env import FiniteVecEnv, stack_frames
 from tests.tasks import DICT, RandomTask, StopAt, collect
@@ -127,19 +127,20 @@ def test_a_saved_agent_is_evaluated_as_it_was_trained(core, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("env_id", [ID, "fbrl/GridWalk-v0"])
-def test_a_resumed_run_goes_on_with_new_episodes(env_id, tmp_path):
+def test_a_resumed_run_goes_on_where_it_was(env_id, tmp_path):
     settings = tiny(env_id)
+    whole = start(settings).learn(64)
     checkpoint = Checkpoint(tmp_path, settings)
     start(settings).learn(64, [checkpoint, StopAt(checkpoint, 32)])
     assert checkpoint.saved_at == 32
-    env = make_envs(settings.env, 0, 2)
-    resumed = load_checkpoint(tmp_path, settings, env)
+    resumed = load_checkpoint(tmp_path, settings, lambda: make_envs(settings.env, 99, 2))
     assert type(resumed.env) is VecFrameStack
-    assert (resumed.num_timesteps, resumed._last_obs) == (32, None)
-    assert resumed.env.unwrapped._seeds == [32, 33]  # and not those of the run's start: its levels do not start over
+    assert resumed.num_timesteps == 32
     resumed.learn(32, reset_num_timesteps=False)
     assert resumed.num_timesteps == 64
-    assert resumed.rollout_buffer.episode_starts.reshape(2, 16)[:, 0].all()
+    np.testing.assert_array_equal(resumed._last_obs, whole._last_obs)
+    for weight, other in zip(resumed.policy.parameters(), whole.policy.parameters(), strict=True):
+        np.testing.assert_array_equal(weight.detach(), other.detach())
 
 
 def test_other_seeds_are_other_levels():

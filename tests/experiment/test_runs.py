@@ -1,69 +1,26 @@
-"""Run folders, and going on exactly where a run stopped."""
+"""Run folders."""
 
 import json
-import os
-import random
-import threading
 
-import cloudpickle
-import gymnasium as gym
-import numpy as np
 import pytest
 import torch
-from stable_baselines3 import PPO
 
-from experiment.agents import make_model as model_of
-from experiment.callbacks import Checkpoint, EntropySchedule
-from experiment.environments import make_envs
+from experiment.files import FileError, held
 from experiment.parsing import load_settings
-from experiment.runs import create_run, load_checkpoint, note_resumed, run_folder, save_checkpoint
-from experiment.settings import CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings, SettingsError
-from fbrl import MemoryPPO
-from tests.tasks import RandomTask, StopAt, make_model, parameters, vec
-
-UPDATES, ROLLOUT = 5, 32  # in all; environment steps of one
+from experiment.runs import create_run, never_began, note_resumed, run_folder
+from experiment.settings import EnvSettings, RunSettings, Settings, SettingsError
 
 
-def tiny(task="fbrl/TMaze-v0", core="feedback", **kwargs):
-    return Settings(
-        EnvSettings(task, n_envs=2, kwargs=kwargs),
-        CoreSettings(core, d_model=8, n_layers=1, n_heads=2, window=4),
-        PPOSettings(UPDATES * ROLLOUT, 1e-3, 1e-4, n_steps=16, seq_len=8, batch_size=16, n_epochs=2, ent_coef_end=0.0),
-        RunSettings(device="cpu", eval_episodes=2),
-    )
-
-
-def start(settings):
-    return model_of(settings, make_envs(settings.env, settings.run.seed, settings.env.n_envs))
-
-
-def learn(model, settings, *callbacks):
-    """To the end of the run, as the script does."""
-    callbacks = [EntropySchedule(settings.ppo.ent_coef, settings.ppo.ent_coef_end), *callbacks]
-    return model.learn(settings.ppo.timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)
+def tiny(folder, name=None):
+    return Settings(EnvSettings(n_envs=2, kwargs={"corridor": 3}), run=RunSettings(name, str(folder)))
 
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def flat(value):
-    """Every tensor and number in nested dicts and lists."""
-    if isinstance(value, dict):
-        return [leaf for key in sorted(value, key=str) for leaf in flat(value[key])]
-    return [leaf for item in value for leaf in flat(item)] if isinstance(value, (list, tuple)) else [value]
-
-
-def assert_equal(value, expected):
-    leaves, expected_leaves = flat(value), flat(expected)
-    assert len(leaves) == len(expected_leaves)
-    for leaf, other in zip(leaves, expected_leaves, strict=True):
-        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other))
-
-
 def test_a_new_run(tmp_path):
-    settings = tiny(corridor=3)
-    settings.run.folder = str(tmp_path / "some" / "where")
+    settings = tiny(tmp_path / "some" / "where")
     folder = create_run(settings)
     assert folder == tmp_path / "some" / "where" / "TMaze-v0_feedback_0"
     assert load_settings(folder / "config.yaml") == settings
@@ -76,8 +33,7 @@ def test_a_new_run(tmp_path):
 
 
 def test_where_a_run_is_taken_up_again_is_noted(tmp_path, monkeypatch):
-    settings = tiny(corridor=3)
-    settings.run.folder = str(tmp_path)
+    settings = tiny(tmp_path)
     folder = create_run(settings)
     before = json.loads((folder / "versions.json").read_text())
     note_resumed(folder, 100)
@@ -103,218 +59,46 @@ def test_a_folder_that_holds_something_is_refused(tmp_path):
         create_run(settings)
 
 
-@pytest.mark.parametrize("core", ["feedback", "none"])
-@pytest.mark.parametrize("task", ["fbrl/TMaze-v0", "MiniGrid-MemoryS7-v0", "fbrl/Counting-v0"])
-def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(core, task, tmp_path):
-    settings = tiny(task, core)
-    whole = learn(start(settings), settings)
-    end = random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-    checkpoint = Checkpoint(tmp_path, settings)
-    stopped = learn(start(settings), settings, checkpoint, StopAt(checkpoint, 2 * ROLLOUT))
-    assert checkpoint.stopped
-    assert checkpoint.saved_at == 2 * ROLLOUT
-    del stopped
-    random.seed(77)  # another process has other random states and environments
-    np.random.seed(77)
-    torch.manual_seed(77)
-    resumed = load_checkpoint(tmp_path, settings, make_envs(settings.env, 99, settings.env.n_envs))
-    assert type(resumed) is (PPO if core == "none" else MemoryPPO)
-    assert resumed.num_timesteps == 2 * ROLLOUT
-    learn(resumed, settings)
-
-    assert_equal(parameters(resumed), parameters(whole))
-    assert_equal(resumed.policy.optimizer.state_dict(), whole.policy.optimizer.state_dict())
-    assert resumed.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
-    for name in ("num_timesteps", "_n_updates", "_current_progress_remaining", "ent_coef", "_last_obs"):
-        assert_equal(getattr(resumed, name), getattr(whole, name))
-    assert_equal(resumed._last_episode_starts, whole._last_episode_starts)
-    if core != "none":
-        assert_equal(resumed._last_state, whole._last_state)
-    episodes = [[(e["r"], e["l"]) for e in model.ep_info_buffer] for model in (resumed, whole)]
-    assert episodes[0] == episodes[1]
-    assert (random.getstate(), torch.get_rng_state().tolist()) == (end[0], end[2].tolist())
-    assert_equal(np.random.get_state(), end[1])
+def test_versions_that_a_killed_process_left_unfinished_do_not_stop_a_run(tmp_path):
+    """Kind: what an earlier version wrote in place."""
+    folder = create_run(tiny(tmp_path))
+    (folder / "versions.json").write_text('{"python": "3.1')
+    note_resumed(folder, 100)
+    after = json.loads((folder / "versions.json").read_text())
+    assert after["resumed"][0]["timesteps"] == 100
+    assert "python" in after["resumed"][0]
 
 
-def test_random_states_come_back(tmp_path):
-    model, settings = make_model(), tiny()
-    save_checkpoint(model, tmp_path, settings)
-    drawn = random.random(), np.random.random(), torch.rand(1)
-    load_checkpoint(tmp_path, settings, vec())
-    assert (random.random(), np.random.random(), torch.rand(1)) == drawn
+def test_a_run_that_ended_before_its_first_checkpoint_does_not_hold_its_name(tmp_path):
+    """Kind: a name that is taken by nothing that could be resumed."""
+    settings = tiny(tmp_path, "early")
+    folder = tmp_path / "early"
+    folder.mkdir()
+    for left in ("versions.json.tmp", "versions.json", ".lock", "config.yaml.tmp", "config.yaml", "last.zip.tmp"):
+        (folder / left).write_text("")
+        assert run_folder(settings) == folder
+    assert never_began(folder)
+    create_run(settings)
+    assert load_settings(folder / "config.yaml") == settings
+    (folder / "last.zip").write_text("")
+    with pytest.raises(SettingsError, match=rf"early already holds a run; .*, or --resume {folder}$"):
+        run_folder(settings)
 
 
-class LockedTask(RandomTask):
-    """Cannot be pickled."""
-
-    def __init__(self):
-        super().__init__()
-        self.lock = threading.Lock()
-
-
-def test_environments_that_cannot_be_pickled_start_new_episodes(tmp_path):
-    model = make_model(env=vec(task=LockedTask)).learn(36)
-    save_checkpoint(model, tmp_path, tiny())
-    env = vec(task=LockedTask)
-    resumed = load_checkpoint(tmp_path, tiny(), env)
-    assert resumed.env is env
-    assert_equal(parameters(resumed), parameters(model))
-    assert resumed._last_obs is None
-    assert env._seeds == [36, 37, 38], "other episodes than those of the run's start"
-    resumed.learn(36, reset_num_timesteps=False)
-    assert resumed.num_timesteps == 72
-    assert resumed.rollout_buffer.episode_starts.reshape(3, 12)[:, 0].all()
+@pytest.mark.parametrize("name", ["config.yaml", "evaluations.jsonl", "best.zip", "notes.txt"])
+def test_resume_is_offered_only_where_there_is_something_to_resume(tmp_path, name):
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    (folder / name).write_text("")
+    with pytest.raises(SettingsError, match=r"choose another run\.name, or delete the folder$"):
+        run_folder(tiny(tmp_path, "taken"))
+    assert not never_began(folder)
 
 
-def test_a_checkpoint_is_whole_at_every_moment(tmp_path, monkeypatch):
-    """Wherever saving dies, what was there can still be resumed."""
-    settings, model = tiny(), make_model().learn(36)
-    save_checkpoint(model, tmp_path, settings)
-    saved, before = parameters(model), contents(tmp_path)
-    model.learn(36, reset_num_timesteps=False)
-
-    def die(*_):
-        raise OSError("no space left")
-
-    for name in ("pathlib.Path.write_bytes", "experiment.runs.os.replace"):
-        with monkeypatch.context() as patch:
-            patch.setattr(name, die)
-            with pytest.raises(OSError, match="no space left"):
-                save_checkpoint(model, tmp_path, settings)
-        assert {name: contents(tmp_path)[name] for name in before} == before
-        assert_equal(parameters(load_checkpoint(tmp_path, settings, vec())), saved)
-
-
-def test_a_process_that_died_between_the_two_files_starts_new_episodes(tmp_path, monkeypatch):
-    settings, model = tiny(), make_model().learn(36)
-    save_checkpoint(model, tmp_path, settings)
-    model.learn(36, reset_num_timesteps=False)
-    replace = os.replace
-
-    def first_only(source, target):
-        if target.name == "resume.pkl":
-            raise KeyboardInterrupt
-        replace(source, target)
-
-    monkeypatch.setattr("experiment.runs.os.replace", first_only)
-    with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(model, tmp_path, settings)
-    resumed = load_checkpoint(tmp_path, settings, vec())
-    assert resumed.num_timesteps == 72
-    assert_equal(parameters(resumed), parameters(model))
-    assert resumed._last_obs is None
-    assert resumed._last_state is None
-
-
-def test_weights_that_are_not_finite_are_not_saved(tmp_path):
-    settings, model = tiny(), make_model().learn(36)
-    save_checkpoint(model, tmp_path, settings)
-    before = contents(tmp_path)
-    model.policy.value_net.bias.data.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="the weights are not finite after 36 steps; nothing was saved"):
-        save_checkpoint(model, tmp_path, settings)
-    assert contents(tmp_path) == before
-
-
-def test_missing_and_broken_checkpoints(tmp_path):
-    settings = tiny()
-    with pytest.raises(SettingsError, match=r"holds no checkpoint to resume: last\.zip is missing"):
-        load_checkpoint(tmp_path, settings, vec())
-    save_checkpoint(make_model(), tmp_path, settings)
-    whole = contents(tmp_path)
-    for name in ("last.zip", "resume.pkl"):
-        (tmp_path / name).write_bytes(whole[name][:100])
-        with pytest.raises(SettingsError, match="the checkpoint cannot be read"):
-            load_checkpoint(tmp_path, settings, vec())
-        (tmp_path / name).write_bytes(whole[name])
-    (tmp_path / "resume.pkl").unlink()
-    with pytest.raises(SettingsError, match=r"resume\.pkl is missing"):
-        load_checkpoint(tmp_path, settings, vec())
-
-
-@pytest.mark.parametrize(
-    ("group", "name", "value"),
-    [
-        ("env", "id", "MiniGrid-MemoryS7-v0"),
-        ("env", "kwargs", {"corridor": 4}),
-        ("env", "engine", "envpool"),
-        ("core", "window", 5),
-        ("ppo", "gamma", 0.5),
-    ],
-)
-def test_other_settings_are_refused(group, name, value, tmp_path):
-    save_checkpoint(make_model(), tmp_path, tiny(corridor=3))
-    other = tiny(corridor=3)
-    setattr(getattr(other, group), name, value)
-    with pytest.raises(SettingsError, match=rf"{group}\.{name} in .*config\.yaml must be .*, got "):
-        load_checkpoint(tmp_path, other, vec())
-
-
-def test_the_length_and_the_run_may_change(tmp_path):
-    save_checkpoint(make_model().learn(36), tmp_path, tiny())
-    other = tiny()
-    other.ppo.timesteps, other.run.eval_every, other.run.checkpoint_every = 10**6, 7, 7
-    assert load_checkpoint(tmp_path, other, vec()).num_timesteps == 36
-
-
-def test_a_checkpoint_from_before_a_setting_was_there(tmp_path):
-    """It was made with what is the default now."""
-    model, settings = make_model().learn(36), tiny()
-    save_checkpoint(model, tmp_path, settings)
-    state = cloudpickle.loads((tmp_path / "resume.pkl").read_bytes())
-    del state["settings"]["env"]["engine"]
-    (tmp_path / "resume.pkl").write_bytes(cloudpickle.dumps(state))
-    assert load_checkpoint(tmp_path, settings, vec()).num_timesteps == 36
-    settings.env.engine = "envpool"
-    with pytest.raises(SettingsError, match=r"env\.engine in .*config\.yaml must be minigrid, .*, got envpool"):
-        load_checkpoint(tmp_path, settings, vec())
-
-
-def test_environments_of_envpool_start_new_episodes(tmp_path):
-    pytest.importorskip("envpool")
-    settings = tiny("MiniGrid-LavaGapS5-v0")
-    settings.env.engine = "envpool"
-    model = learn(start(settings), settings)
-    save_checkpoint(model, tmp_path, settings)
-    assert cloudpickle.loads((tmp_path / "resume.pkl").read_bytes())["env"] is None
-    resumed = load_checkpoint(tmp_path, settings, make_envs(settings.env, 0, 2))
-    assert_equal(parameters(resumed), parameters(model))
-    assert resumed._last_obs is None
-    resumed.learn(ROLLOUT, reset_num_timesteps=False)
-    assert resumed.num_timesteps == (UPDATES + 1) * ROLLOUT
-
-
-@pytest.mark.parametrize("engine", ["minigrid", "envpool"])
-def test_the_novelty_bonus_goes_on_where_it_was(engine, tmp_path):
-    """Bit for bit, with what the episodes have shown; with new episodes, in how far the bonus has fallen."""
-    if engine == "envpool":
-        pytest.importorskip("envpool")
-
-    def settings():
-        made = tiny("MiniGrid-LavaGapS5-v0")
-        made.env.engine, made.env.novelty, made.env.novelty_steps = engine, 0.25, 2 * UPDATES * ROLLOUT
-        return made
-
-    whole = learn(start(settings()), settings())
-    stopping = settings()
-    checkpoint = Checkpoint(tmp_path, stopping)
-    learn(start(stopping), stopping, checkpoint, StopAt(checkpoint, 3 * ROLLOUT))
-    resumed = load_checkpoint(tmp_path, settings(), make_envs(settings().env, 0, 2))
-    assert resumed.num_timesteps == 3 * ROLLOUT
-    assert resumed.env.steps_done == 3 * ROLLOUT
-    assert resumed.env.bonus == pytest.approx(0.25 * 0.7)
-    learn(resumed, settings())
-    if engine == "minigrid":
-        assert_equal(parameters(resumed), parameters(whole))
-        np.testing.assert_array_equal(resumed.rollout_buffer.rewards, whole.rollout_buffer.rewards)
-
-
-def test_gymnasium_environments_are_restored_where_they_stood(tmp_path):
-    model = make_model().learn(36)
-    save_checkpoint(model, tmp_path, tiny())
-    resumed = load_checkpoint(tmp_path, tiny(), vec())
-    for one, other in zip(resumed.env.envs, model.env.envs, strict=True):
-        assert isinstance(one, gym.Env)
-        assert one.unwrapped.left == other.unwrapped.left
-        assert one.unwrapped.np_random.random() == other.unwrapped.np_random.random()
+def test_two_starts_at_once_have_one_folder(tmp_path):
+    folder = tmp_path / "tiny"
+    with held(folder):
+        create_run(tiny(tmp_path, "tiny"))
+        with pytest.raises(FileError, match="tiny: another process is training in it"), held(folder):
+            pass
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "versions.json"}
