@@ -19,7 +19,7 @@ help:
 	@echo 'make train         train the agent of CONFIG ($(CONFIG)) and compare it with the memoryless control'
 	@echo 'make test          the tests, three minutes'
 	@echo 'make test-slow     the learning tests, minutes'
-	@echo 'make test-extras   installs EnvPool, Ray and Triton (600 MB to download, 2 GB on disk) and runs their tests'
+	@echo 'make test-extras   installs EnvPool, Ray, Triton, ONNX (700 MB to download, 2 GB on disk) and runs their tests'
 	@echo 'make lint          ruff and mypy'
 	@echo 'make format        ruff, rewriting files'
 	@echo 'make bench         the speed of the scan, of training and of predict, beside others; an hour on two cores'
@@ -33,7 +33,7 @@ $(INSTALLED): setup.cfg constraints.txt
 	touch $@
 
 $(EXTRAS): $(INSTALLED)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[envpool,ray,triton]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[envpool,onnx,ray,triton]'
 	touch $@
 
 train: $(INSTALLED)
@@ -46,7 +46,8 @@ test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow and not gpu' --numprocesses=auto --durations=0
 
 test-extras: $(EXTRAS)
-	$(BIN)/python -m pytest -m 'not slow and not gpu' -k 'pool or test_ray or triton'
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -k 'pool or test_ray or triton or onnx'
+	$(BIN)/python -m pytest -m slow -k onnx
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -71,7 +71,7 @@ class MissionEncoder(nn.Module):
         tokens = tokens.long()
         outputs, _ = self.gru(self.words(tokens))  # (N, W, features_dim)
         last = ((tokens != 0).sum(dim=1) - 1).clamp(min=0)
-        features: Tensor = outputs[torch.arange(len(tokens), device=tokens.device), last]
+        features: Tensor = outputs[torch.arange(tokens.shape[0], device=tokens.device), last]
         return features
 
 

@@ -31,6 +31,7 @@ FLOORS = {
     "fbrl.symbolic": 1,
     "fbrl.cores.feedback": 1,
     "fbrl.cores.feedback_forward": 1,
+    "fbrl.cores.feedback_keys": 2,
     "fbrl.cores.feedback_backward": 2,
     "fbrl.cores.feedback_passes": 2,
     "fbrl.cores.feedback_scan": 3,
@@ -47,6 +48,7 @@ FLOORS = {
     "fbrl.ppo": 6,
     "fbrl.evaluation": 7,
     "fbrl.video": 7,
+    "fbrl.export": 7,
     "fbrl": 8,  # the roof: hands out the public names, and nothing below imports it
     "experiment": 10,
     "experiment.files": 10,
@@ -158,7 +160,7 @@ def test_the_library_imports_what_it_installs_and_no_more():
 def test_the_packages_are_found():
     assert {"fbrl", "fbrl.memory", "fbrl.cores.feedback"} <= modules("fbrl").keys()
     assert {"benchmarks.report", "benchmarks.speed.scan"} <= modules("benchmarks").keys()
-    assert {"train_agent", "evaluate_agent"} <= SCRIPTS
+    assert {"train_agent", "evaluate_agent", "export_agent"} <= SCRIPTS
 
 
 @pytest.mark.parametrize(

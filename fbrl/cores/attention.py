@@ -24,7 +24,9 @@ def readable_mask(length: Tensor, episode_start: Tensor, window: int, dtype: tor
     """
     steps = episode_start.shape[1]
     time = torch.arange(steps, device=length.device)
-    empty_at = torch.where(episode_start, time, -length.unsqueeze(1)).cummax(dim=1).values  # when the length was 0
+    empty_at = torch.where(episode_start, time, -length.unsqueeze(1))  # when the length was 0
+    if steps > 1:  # of one there is nothing to accumulate, and ONNX knows no cummax
+        empty_at = empty_at.cummax(dim=1).values
     distance = torch.arange(window, -1, -1, device=length.device)
     readable = distance <= (time - empty_at).t().unsqueeze(-1)
     mask = torch.zeros(readable.shape, dtype=dtype, device=length.device).masked_fill_(~readable, -math.inf)

@@ -134,9 +134,7 @@ class FeedbackTransformer(Core):
             the outputs [x_t^0, ..., x_t^L], each (B, D), and the attention (B, L, H, 1 + M): the
             null slot first, then the slots, oldest first.
         """
-        written = self.ln_m(blank_unreadable(memory.slots, memory.length))
-        k = self.w_k(written).unflatten(-1, (self.n_heads, -1))  # (B, M, H, D/H)
-        v = self.w_v(written).unflatten(-1, (self.n_heads, -1))
+        k, v = self.keys_values(blank_unreadable(memory.slots, memory.length))  # (B, M, H, D/H)
         outputs, attentions = [x], []
         for layer in self.layers:
             h, attention = layer(outputs[-1], k, v, self.distance.flip(0), memory.readable)
@@ -144,11 +142,20 @@ class FeedbackTransformer(Core):
             attentions.append(attention)
         return outputs, torch.stack(attentions, dim=1)
 
+    def keys_values(self, m: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory vectors (..., D) -> their keys and values, (..., H, D/H)."""
+        n = self.ln_m(m)
+        return self.w_k(n).unflatten(-1, (self.n_heads, -1)), self.w_v(n).unflatten(-1, (self.n_heads, -1))
+
+    def written(self, outputs: list[Tensor]) -> Tensor:
+        """The memory vector (B, D) that a step writes, of the outputs [x_t^0, ..., x_t^L]."""
+        m: Tensor = torch.einsum("l,lbd->bd", self.mix.softmax(dim=0), torch.stack(outputs))
+        return m
+
     def step(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """One time step: x (B, D) and the memory before it -> features (B, D) and the memory after it."""
         outputs, _ = self.read(x, memory)
-        m = torch.einsum("l,lbd->bd", self.mix.softmax(dim=0), torch.stack(outputs))
-        return self.ln_out(outputs[-1]), memory.push(m)
+        return self.ln_out(outputs[-1]), memory.push(self.written(outputs))
 
     def forward(self, x: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, Memory]:
         """``step`` over time: x (B, T, D), a ``Memory``, episode_start (B, T) bool -> (B, T, D), memory.

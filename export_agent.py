@@ -1,0 +1,67 @@
+"""Writes a saved agent's step to a file that runs without fbrl: python export_agent.py agents/NAME agent.onnx."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from experiment.agents import check_agent, find_agent
+from experiment.parsing import OneLineParser, fail
+from experiment.settings import SettingsError
+from fbrl.evaluation import load_agent
+from fbrl.export import save_onnx, save_program
+from fbrl.policy import MemoryPolicy
+
+KINDS = {".onnx": save_onnx, ".pt2": save_program}
+
+
+def make_parser() -> OneLineParser:
+    """The command line."""
+    parser = OneLineParser(description=__doc__)
+    parser.add_argument("agent", help="folder with config.yaml and best.zip or last.zip; or a .zip beside config.yaml")
+    parser.add_argument("file", help="new file: .onnx for onnxruntime and others, .pt2 for torch.export.load")
+    parser.add_argument(
+        "--keys-values",
+        action="store_true",
+        help="hand keys and values from step to step in the place of memory vectors: faster where the window is large, "
+        "and twice as large (core.name feedback)",
+    )
+    return parser
+
+
+def check_file(file: Path) -> None:
+    """Raises SettingsError where the file is of no known kind, or cannot be written."""
+    if file.suffix not in KINDS:
+        raise SettingsError(f"FILE must end in {' or '.join(KINDS)}, got {file}")
+    if not file.parent.is_dir():
+        raise SettingsError(f"{file}: there is no folder {file.parent}")
+    if file.exists():
+        raise SettingsError(f"{file}: exists already and would be overwritten; give a new file")
+
+
+def export(args: Namespace) -> None:
+    """Loads the agent and writes its step."""
+    file = Path(args.file)
+    check_file(file)
+    checkpoint, settings = find_agent(args.agent)
+    agent = load_agent(checkpoint, "cpu")
+    check_agent(checkpoint, agent, settings)
+    if not isinstance(agent.policy, MemoryPolicy):
+        raise SettingsError(
+            f"{checkpoint}: core.name none is Stable-Baselines3's own PPO, whose documentation exports it"
+        )
+    try:
+        KINDS[file.suffix](agent.policy, file, args.keys_values)
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"{file}: {error}; pip install fbrl[onnx]") from error
+    print(f"{file}: one step of {checkpoint}, the {settings.core.name} core; {file.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    try:
+        export(make_parser().parse_args())
+    except (ValueError, OSError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,110 @@
+"""The script that exports an agent, and the example that plays what it writes."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from stable_baselines3 import PPO
+
+import envs
+from experiment.settings import CoreSettings, EnvSettings, Settings
+from fbrl import MemoryPPO
+from fbrl.encoders import MiniGridEncoder
+
+ROOT = Path(__file__).parents[1]
+SIZES = {"d_model": 8, "n_layers": 1, "n_heads": 2, "window": 4}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a script in this process; hands back exit code, stdout and stderr."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def save_agent(folder, task, core="feedback", **kwargs):
+    folder.mkdir()
+    env = envs.make(task, **kwargs)
+    Settings(env=EnvSettings(id=task, kwargs=kwargs), core=CoreSettings(**SIZES, name=core)).save(
+        folder / "config.yaml"
+    )
+    if core == "none":
+        PPO("MlpPolicy", env, device="cpu").save(folder / "best.zip")
+    else:
+        policy = "MlpPolicy" if task == "fbrl/TMaze-v0" else "MultiInputPolicy"
+        encoder = {} if policy == "MlpPolicy" else {"features_extractor_class": MiniGridEncoder}
+        policy_kwargs = {"core_kwargs": SIZES, **encoder}
+        MemoryPPO(policy, env, device="cpu", seed=0, policy_kwargs=policy_kwargs).save(folder / "best.zip")
+    return folder
+
+
+def test_pt2(run, tmp_path):
+    agent = save_agent(tmp_path / "agent", "fbrl/TMaze-v0", corridor=2)
+    code, out, err = run("export_agent.py", agent, tmp_path / "agent.pt2", "--keys-values")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{tmp_path}/agent.pt2: one step of {agent}/best.zip, the feedback core")
+    program = torch.export.load(tmp_path / "agent.pt2")
+    assert any(
+        "memory.keys" in str(spec.arg) or "keys" in spec.arg.name for spec in program.graph_signature.input_specs
+    )
+
+
+def test_onnx_plays_minigrid_without_fbrl(run, tmp_path):
+    pytest.importorskip("onnxscript", reason="needs pip install fbrl[onnx]")
+    pytest.importorskip("onnxruntime", reason="needs pip install fbrl[onnx]")
+    agent = save_agent(tmp_path / "agent", "MiniGrid-MemoryS7-v0")
+    code, out, err = run("export_agent.py", agent, tmp_path / "agent.onnx")
+    assert (code, err) == (0, "")
+    assert "the feedback core" in out
+    source = (ROOT / "examples/play_onnx.py").read_text()
+    assert "torch" not in source
+    assert "import fbrl" not in source
+    code, out, err = run("examples/play_onnx.py", tmp_path / "agent.onnx", "MiniGrid-MemoryS7-v0")
+    assert (code, err) == (0, "")
+    assert out.endswith("of 20 episodes solved\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("agent.txt", "FILE must end in .onnx or .pt2, got"),
+        ("missing/agent.pt2", "there is no folder"),
+        ("taken.pt2", "exists already and would be overwritten"),
+    ],
+)
+def test_files_that_cannot_be_written(run, tmp_path, file, message):
+    (tmp_path / "taken.pt2").touch()
+    code, out, err = run("export_agent.py", tmp_path, tmp_path / file)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_agents_that_cannot_be_exported(run, tmp_path):
+    without = save_agent(tmp_path / "without", "fbrl/TMaze-v0", core="none")
+    code, _, err = run("export_agent.py", without, tmp_path / "agent.pt2")
+    assert code == 2
+    assert "core.name none is Stable-Baselines3's own PPO" in err
+    code, _, err = run("export_agent.py", tmp_path / "nowhere", tmp_path / "agent.pt2")
+    assert code == 2
+    assert "no such file or folder" in err
+    assert not (tmp_path / "agent.pt2").exists()
+
+
+def test_without_the_extra(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    agent = save_agent(tmp_path / "agent", "fbrl/TMaze-v0")
+    code, _, err = run("export_agent.py", agent, tmp_path / "agent.onnx")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "pip install fbrl[onnx]" in err
