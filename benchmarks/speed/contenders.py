@@ -55,12 +55,15 @@ def settings_of(
     engine: Engine = "minigrid",
     device: str = "cpu",
 ) -> Settings:
-    """The configuration with another core and, if given, other environments and another number of steps a minibatch."""
+    """The configuration with another core and, if given, other environments and another number of steps a minibatch.
+
+    Without the bonus and hidden heads, which RecurrentPPO's side has not.
+    """
     settings = load_settings(ROOT / "configs/memory_s7_view3.yaml")
     core = dict(zip(("d_model", "n_layers", "n_heads", "window"), size, strict=True))
     settings.core = dataclasses.replace(settings.core, **core)  # type: ignore[arg-type]
-    settings.env = dataclasses.replace(settings.env, n_envs=n_envs or settings.env.n_envs, engine=engine)
-    settings.ppo = dataclasses.replace(settings.ppo, batch_size=batch_size or settings.ppo.batch_size)
+    settings.env = dataclasses.replace(settings.env, n_envs=n_envs or settings.env.n_envs, engine=engine, novelty=0.0)
+    settings.ppo = dataclasses.replace(settings.ppo, batch_size=batch_size or settings.ppo.batch_size, net_arch=[])
     settings.run = dataclasses.replace(settings.run, seed=SEED, device=device)
     return settings
 

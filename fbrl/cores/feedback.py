@@ -31,6 +31,8 @@ from torch.nn import functional as F
 from fbrl.cores.core import Core, State, check_heads, check_sizes
 from fbrl.memory import Memory, blank_unreadable
 
+READ_GAIN = 0.5  # of Wo at first: how loud what is read is beside the input
+
 
 class FeedbackLayer(nn.Module):
     """One layer: attention of the current step over the memory, then a feed-forward block."""
@@ -104,14 +106,16 @@ class FeedbackTransformer(Core):
         self._initialise(layers)
 
     def _initialise(self, layers: list[FeedbackLayer]) -> None:
-        """Orthogonal weights, with gains that let the memory be heard from the first update on.
+        """Orthogonal weights, with gains that let the memory be heard from the first update on and not drown the input.
 
         With torch's default gains (and Wo, W2 divided by sqrt(2 L)), what the first layer reads is 3 % of its input's
-        norm at D = 64, M = 32; reinforcement learning, whose signal is weak to begin with, takes long to find it.
+        norm at D = 64, M = 32; reinforcement learning, whose signal is weak to begin with, takes long to find it. With
+        a gain of sqrt(2) on Wo the memory's noise drowns small observations: CartPole without velocities is learned
+        half as fast, and MemoryS9 through a 3x3 view later, than with READ_GAIN.
         """
         for layer in layers:
             nn.init.orthogonal_(layer.w_q.weight)
-            nn.init.orthogonal_(layer.w_o.weight, gain=math.sqrt(2))
+            nn.init.orthogonal_(layer.w_o.weight, gain=READ_GAIN)
             nn.init.orthogonal_(layer.w_1.weight, gain=math.sqrt(2))
             nn.init.orthogonal_(layer.w_2.weight)
         nn.init.orthogonal_(self.w_k.weight)

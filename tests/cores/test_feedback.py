@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fbrl.cores.feedback import FeedbackTransformer
+from fbrl.cores.feedback import READ_GAIN, FeedbackTransformer
 from fbrl.memory import Memory
 
 B, T, M, H, D, L, F = 2, 7, 5, 3, 33, 2, 13
@@ -368,7 +368,7 @@ def test_initial_values():
 
     for layer in core.layers:
         assert_orthogonal(layer.w_q.weight, 1.0)
-        assert_orthogonal(layer.w_o.weight, math.sqrt(2))
+        assert_orthogonal(layer.w_o.weight, READ_GAIN)
         assert_orthogonal(layer.w_1.weight, math.sqrt(2))
         assert_orthogonal(layer.w_2.weight, 1.0)
     assert_orthogonal(core.w_k.weight, 1.0)
