@@ -54,6 +54,7 @@ def make_model(settings: Settings, env: VecEnv) -> PPO:
     }
     if core.name == "none":
         return PPO(policy, env, policy_kwargs=policy_kwargs, **kwargs)
+    policy_kwargs.setdefault("net_arch", [])
     sizes = dataclasses.asdict(core)
     policy_kwargs |= {"core_class": CORES[core.name][0], "core_kwargs": core_kwargs(core.name, sizes)}
     return MemoryPPO(policy, env, seq_len=ppo.seq_len, passes=ppo.passes, policy_kwargs=policy_kwargs, **kwargs)

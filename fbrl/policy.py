@@ -29,7 +29,9 @@ class MemoryPolicy(ActorCriticPolicy):
     """Stable-Baselines3's actor-critic policy with a core between the encoder and the heads.
 
     Takes everything that ``ActorCriticPolicy`` takes. ``net_arch`` describes the layers between the core and
-    the two heads and is empty by default. ``ortho_init`` leaves the core as the core initialises itself.
+    the two heads; by default each head has one of 2 D units, with ReLU: what to do is often an exclusive-or of what is
+    remembered and what is seen, which linear heads cannot tell. ``ortho_init`` leaves the core as the core initialises
+    itself.
 
     With ``share_features_extractor=False`` the critic has an encoder and a core of its own; a state then holds the
     actor's core's tensors and behind them the critic's.
@@ -57,8 +59,10 @@ class MemoryPolicy(ActorCriticPolicy):
         self._last_predicted: tuple[tuple[np.ndarray[Any, Any], ...], Actor] | None = None
         self.core_class = core_class
         self.core_kwargs = core_kwargs or {}
-        if kwargs.get("net_arch") is None:
-            kwargs["net_arch"] = []
+        self.default_heads = kwargs.get("net_arch") is None
+        if self.default_heads:
+            kwargs["net_arch"] = []  # until the core's width is known
+            kwargs.setdefault("activation_fn", nn.ReLU)
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -76,6 +80,8 @@ class MemoryPolicy(ActorCriticPolicy):
         if not self.share_features_extractor:
             self.vf_core_input = self._make_core_input(core.d_model)
             self.core = TwinCore(core, self.core_class(**self.core_kwargs))
+        if self.default_heads:
+            self.net_arch = [2 * core.d_model]
         self.value_scale = ValueScale()
         self.features_dim = core.d_model
 
@@ -93,7 +99,7 @@ class MemoryPolicy(ActorCriticPolicy):
         empty = isinstance(layers, MlpExtractor) and not len(layers.policy_net) + len(layers.value_net)
         if empty and self.activation_fn is not nn.Tanh:  # the default
             given = self.activation_fn.__name__
-            raise ValueError(f"activation_fn has no effect where net_arch is empty, as it is by default; got {given}")
+            raise ValueError(f"activation_fn has no effect where net_arch is empty; got {given}")
         self.optimizer.register_step_pre_hook(refuse_non_finite_gradients)
 
     @property

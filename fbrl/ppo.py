@@ -121,6 +121,8 @@ class MemoryPPO(PPO):
         return PPO._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
+        if "normalize_values" not in vars(self):  # saved when heads were linear unless it was said otherwise
+            self.policy_kwargs = {"net_arch": []} | self.policy_kwargs
         check_sizes(self.seq_len, self.passes, n_steps=self.n_steps, batch_size=self.batch_size)
         is_dict = isinstance(self.observation_space, spaces.Dict)
         if self.rollout_buffer_class is None:

@@ -85,7 +85,7 @@ def test_acting_step_by_step_is_evaluating_sequences(core):
     sequences = make_sequences(policy)
     with torch.no_grad():
         features, last = policy._features(sequences)
-        means = policy._get_action_dist_from_latent(features).mode().view(B, T, 2).numpy()
+        means = policy._distribution(features).mode().view(B, T, 2).numpy()
     state = tuple(part.numpy() for part in sequences.state)
     for step in range(T):
         obs, starts = sequences.observations[:, step].numpy(), sequences.episode_starts[:, step].numpy()
@@ -330,6 +330,17 @@ def test_save_and_load_the_policy_alone(core, net_arch, tmp_path):
         np.testing.assert_array_equal(others, actions)
     for array, same in zip(state, other, strict=True):
         np.testing.assert_array_equal(array, same)
+
+
+def test_heads_have_a_hidden_layer_by_default(core):
+    policy = make_policy(core)
+    for head in (policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net):
+        assert [type(layer) for layer in head] == [torch.nn.Linear, torch.nn.ReLU]
+        assert head[0].weight.shape == (16, 8)
+    assert policy.action_net.weight.shape == (2, 16)
+    assert len(make_model(core, policy_kwargs={"net_arch": []}).policy.mlp_extractor.policy_net) == 0
+    chosen = make_model(core, policy_kwargs={"net_arch": [5]}).policy
+    assert [type(layer) for layer in chosen.mlp_extractor.policy_net] == [torch.nn.Linear, torch.nn.Tanh]
 
 
 def test_orthogonal_initialisation_leaves_the_core_alone(core):

@@ -144,10 +144,11 @@ def test_saved_and_loaded(tmp_path):
 
 def test_an_agent_saved_without_units_stays_without(tmp_path):
     """It has the values that it had, also once it learns on."""
-    model = make_model("plain", normalize_values=False).learn(72)
+    model = make_model("plain", normalize_values=False, policy_kwargs={"net_arch": []}).learn(72)
     model.save(tmp_path / "model")
     data, params, variables = load_from_zip_file(tmp_path / "model", device="cpu")
     del data["normalize_values"]
+    del data["policy_kwargs"]["net_arch"]
     data["rollout_buffer_kwargs"].pop("value_scale", None)
     for name in [name for name in params["policy"] if name.startswith("value_scale.")]:
         del params["policy"][name]

@@ -156,7 +156,7 @@ def keep(row: dict[str, Any], path: Path = RESULT) -> None:
 def table(path: Path = RESULT) -> str:
     """Mean return of each seed's agent, in Markdown."""
     lines = ["| task | agent | parameters | mean return of each seed | mean |", "|---|---|---|---|---|"]
-    rows = json.loads(path.read_text())["rows"]
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     for task in TASKS:
         for agent in AGENTS:
             found = [row for row in rows if (row["task"], row["agent"]) == (task, agent)]

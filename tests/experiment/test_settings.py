@@ -73,6 +73,23 @@ def test_configs_load(path):
     assert load_settings(path) == parse("--config", path)
 
 
+def test_the_ladder_has_one_set_of_settings():
+    """MiniGrid-Memory's tasks differ in the task and the budget alone."""
+    ladder = [load_settings(path) for path in CONFIGS if path.stem.startswith("memory_")]
+    assert len({settings.env.id for settings in ladder}) >= 7
+    for settings in ladder:
+        settings.env.id, settings.core.name = "", "feedback"  # one is the memoryless control
+        settings.ppo.timesteps = settings.run.eval_every = settings.run.checkpoint_every = 1
+        assert settings == ladder[0]
+    assert ladder[0].env.novelty > 0
+
+
+@pytest.mark.parametrize("given", ["[0]", "[5, -1]"])
+def test_heads_that_cannot_be(given):
+    with pytest.raises(SettingsError, match=r"^ppo\.net_arch must hold widths of at least 1, got \["):
+        parse(f"--ppo.net_arch={given}")
+
+
 def test_there_are_configs():
     assert "tmaze" in [path.stem for path in CONFIGS]
 
