@@ -128,9 +128,9 @@ def test_an_agent_whose_buffer_was_given_its_sizes_is_loaded(tmp_path):
     assert MemoryPPO.load(tmp_path / "agent.zip", env=vec()).learn(36).num_timesteps == 36
 
 
-@pytest.mark.parametrize("net_arch", [None, [], {"pi": [], "vf": []}])
+@pytest.mark.parametrize("net_arch", [[], {"pi": [], "vf": []}])
 def test_an_activation_without_layers(net_arch):
-    with pytest.raises(ValueError, match=r"^activation_fn has no effect where net_arch is empty, .* got ReLU$"):
+    with pytest.raises(ValueError, match=r"^activation_fn has no effect where net_arch is empty; got ReLU$"):
         make_model(policy_kwargs={"activation_fn": nn.ReLU, "net_arch": net_arch})
 
 
