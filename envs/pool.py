@@ -14,7 +14,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from envs.registry import make
+from envs.registry import SYMBOLIC, make
 from envs.view import FULL, crop_view
 from fbrl.mission import tokenize
 
@@ -216,4 +216,5 @@ def _envpool_task(env_id: str, base: gym.Env[Any, Any]) -> str:
 
 def _but_for_the_view(spec: EnvSpec) -> tuple[Any, ...]:
     kwargs = {name: value for name, value in spec.kwargs.items() if name != "agent_view_size"}
-    return spec.entry_point, kwargs, spec.max_episode_steps, spec.additional_wrappers
+    wrappers = tuple(wrapper for wrapper in spec.additional_wrappers if wrapper != SYMBOLIC)
+    return spec.entry_point, kwargs, spec.max_episode_steps, wrappers

@@ -24,6 +24,7 @@ INSTEAD = {  # what envs.make takes itself, and the settings that say it
     "previous_reward": "env.previous_reward",
     "seed": "run.seed to train, --seed to evaluate",
     "render_mode": "--video of evaluate_agent.py",
+    "wrappers": "env.wrappers",
 }
 
 
@@ -32,7 +33,8 @@ def all_kwargs(env: EnvSettings) -> dict[str, Any]:
     for key, setting in INSTEAD.items():
         if key in env.kwargs:
             raise SettingsError(f"env.kwargs must not hold {key}; use {setting}")
-    return {"previous_action": env.previous_action, "previous_reward": env.previous_reward, **env.kwargs}
+    own: dict[str, Any] = {"previous_action": env.previous_action, "previous_reward": env.previous_reward}
+    return own | ({"wrappers": env.wrappers} if env.wrappers else {}) | env.kwargs
 
 
 def make_env(env: EnvSettings, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -41,7 +43,9 @@ def make_env(env: EnvSettings, **kwargs: Any) -> gym.Env[Any, Any]:
     try:
         return envs.make(env.id, **kwargs, **task_kwargs)
     except Exception as error:  # whatever a task says to keyword arguments that it does not know or like
-        raise SettingsError(f"env.id {env.id} with env.kwargs {env.kwargs} cannot be made: {error}") from error
+        around = f" and env.wrappers {env.wrappers}" if env.wrappers else ""
+        task = f"env.id {env.id} with env.kwargs {env.kwargs}{around}"
+        raise SettingsError(f"{task} cannot be made: {error}") from error
 
 
 def make_batch(env: EnvSettings, seed: int, n_envs: int) -> BatchVecEnv | None:

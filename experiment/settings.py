@@ -28,6 +28,8 @@ class EnvSettings:
         previous_action: Add the previous action to the observation.
         previous_reward: Add the previous reward to the observation.
         kwargs: Keyword arguments of the environment, for example {"corridor": 20}.
+        wrappers: What is put around the environment, innermost first: import paths of Gymnasium wrappers, for example
+            [minigrid.wrappers.FullyObsWrapper], or {path: {keyword arguments}}.
         engine: What steps the training's environments: minigrid, in Python, plays any task; envpool, in C++, needs
             pip install fbrl[envpool] and plays MiniGrid's. Evaluations always take minigrid.
         frame_stack: Show the last so many observations in one, zeros before the episode's start; null means one by
@@ -43,6 +45,7 @@ class EnvSettings:
     previous_action: bool = False
     previous_reward: bool = False
     kwargs: dict[str, Any] = field(default_factory=dict)
+    wrappers: list[Any] = field(default_factory=list)
     engine: Literal["minigrid", "envpool"] = "minigrid"
     frame_stack: int | None = None
     novelty: float = 0.0
@@ -209,6 +212,14 @@ def check(settings: Settings) -> None:
     for name, value in {"ppo.batch_size": ppo.batch_size, "ppo.n_steps x env.n_envs": ppo.n_steps * env.n_envs}.items():
         if value < 2:
             raise SettingsError(f"{name} must be at least 2, got {value}")
+    for wrapper in env.wrappers:
+        is_mapping = isinstance(wrapper, dict) and len(wrapper) == 1 and isinstance(next(iter(wrapper.values())), dict)
+        path = next(iter(wrapper)) if is_mapping else wrapper
+        if not isinstance(path, str) or "." not in path:
+            allowed = "import paths such as minigrid.wrappers.FullyObsWrapper, or {path: {keyword arguments}}"
+            raise SettingsError(f"env.wrappers must hold {allowed}, got {wrapper}")
+    if env.wrappers and env.engine == "envpool":
+        raise SettingsError(f"env.wrappers must be [] where env.engine is envpool, got {env.wrappers}")
     if any(width < 1 for width in ppo.net_arch):
         raise SettingsError(f"ppo.net_arch must hold widths of at least 1, got {ppo.net_arch}")
     has_heads = core.name in CORES and "n_heads" in core_kwargs(core.name, asdict(core))

@@ -11,7 +11,7 @@ Observation = np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]
 
 
 class NotFiniteError(ValueError, FloatingPointError):
-    """An observation, a reward, a return, a loss or a weight that is not finite; the message is one line that names it."""
+    """An observation, a reward, a return, a loss or a weight that is not finite; one line names it."""
 
 
 def check_finite(observation: Observation, name: str) -> None:

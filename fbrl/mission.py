@@ -16,6 +16,9 @@ WORDS = (
 )
 """Token i is ``WORDS[i - 1]``; 0 is padding. A saved agent depends on the order: new words go at the end."""
 
+UNKNOWN = 255
+"""The token of a word that is not in ``WORDS``, in tasks that are not MiniGrid's own."""
+
 BABYAI_LENGTH = 72
 """Words in BabyAI's longest mission: four of "put a red ball in front of you next to a red ball in front of you"
 (17 words), two and two joined by "and", the pairs by "after you" (two words)."""
@@ -35,24 +38,27 @@ def longest_mission(space: MissionSpace) -> int:
     if all(len(choices) == 1 for choices in placeholders):
         return 0
     longest = (max(choices, key=lambda choice: len(choice.split())) for choices in placeholders)
-    return len(_words(space.mission_func(*longest)))
+    return len(split(space.mission_func(*longest)))
 
 
-def tokenize(mission: str, length: int) -> NDArray[np.uint8]:
+def tokenize(mission: str, length: int, unknown: int | None = None) -> NDArray[np.uint8]:
     """The mission's tokens (length,) uint8, filled up with 0. Case and commas do not count.
 
-    Raises ``ValueError`` on a word outside ``WORDS`` and on a mission of more than ``length`` words.
+    ``unknown`` is the token of words outside ``WORDS``. Raises ``ValueError`` on such a word where there is none for
+    it, and on a mission of more than ``length`` words.
     """
-    words = _words(mission)
+    words = split(mission)
     if len(words) > length:
         raise ValueError(f"the mission {mission!r} has {len(words)} words, more than {length}")
     tokens = np.zeros(length, dtype=np.uint8)
     for i, word in enumerate(words):
-        if word not in _TOKENS:
+        token = _TOKENS.get(word, unknown)
+        if token is None:
             raise ValueError(f"the word {word!r} of the mission {mission!r} is not in fbrl.mission.WORDS")
-        tokens[i] = _TOKENS[word]
+        tokens[i] = token
     return tokens
 
 
-def _words(mission: str) -> list[str]:
+def split(mission: str) -> list[str]:
+    """The words of a mission."""
     return mission.lower().replace(",", " ").split()

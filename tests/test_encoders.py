@@ -43,7 +43,10 @@ def random_observation(n):
         (spaces.Dict({"image": symbols((7, 7, 3))}), True),
         (spaces.Dict({"image": symbols((7, 5, 3))}), True),
         (spaces.Dict({"image": symbols(high=(255, 255, 255))}), False),  # a picture
-        (spaces.Dict({"image": symbols(high=(10, 5, 3))}), False),
+        (spaces.Dict({"image": symbols(high=(10, 5, 3))}), True),  # the agent is shown, and the direction it faces
+        (spaces.Dict({"image": symbols(high=(13, 6, 2))}), True),  # with objects and a colour of the task's own
+        (spaces.Dict({"image": symbols(high=(10, 5, 4))}), False),
+        (spaces.Dict({"image": symbols(high=(9, 5, 2))}), False),
         (spaces.Dict({"image": symbols(low=1)}), False),
         (spaces.Dict({"image": symbols((V, V, 6), high=(10, 5, 2, 10, 5, 2))}), False),  # two stacked frames
         (spaces.Dict({"image": symbols((V, 3))}), False),

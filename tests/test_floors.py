@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "fbrl.memory": 0,
     "fbrl.mission": 0,
+    "fbrl.shown": 0,
     "fbrl.arguments": 0,
     "fbrl.spaces": 0,
     "fbrl.cores": 0,  # its __init__ runs before every core, so it imports none of them
@@ -148,6 +149,7 @@ def test_the_library_imports_what_it_installs_and_no_more():
     extras = {
         "fbrl.mission": {"minigrid"},
         "fbrl.symbolic": {"minigrid"},
+        "fbrl.shown": {"minigrid"},
         "fbrl.cores.feedback_triton": {"triton"},
         "fbrl.cores.triton_kernels": {"triton"},
     }

@@ -6,10 +6,15 @@ import io
 import gymnasium as gym
 import numpy as np
 import pytest
+from minigrid.core.grid import Grid
+from minigrid.core.mission import MissionSpace
+from minigrid.minigrid_env import MiniGridEnv
 from stable_baselines3.common.preprocessing import is_image_space
 
 from envs import make
-from fbrl.mission import WORDS
+from fbrl.encoders import MiniGridEncoder
+from fbrl.mission import BABYAI_LENGTH, UNKNOWN, WORDS
+from fbrl.symbolic import SymbolicObservation
 
 
 def words(tokens):
@@ -68,6 +73,80 @@ def test_an_unknown_word_is_named(monkeypatch):
     monkeypatch.setattr(env.unwrapped, "reset", lambda **kwargs: ({**reset(**kwargs)[0], "mission": "go sideways"}, {}))
     with pytest.raises(ValueError, match="'sideways'"):
         env.reset(seed=0)
+
+
+class OwnTask(MiniGridEnv):
+    """A task that is not MiniGrid's own and sets its missions itself, one after the other."""
+
+    def __init__(self, missions, mission_space=None):
+        self.missions = missions
+        super().__init__(mission_space or MissionSpace(lambda: "go to the goal"), grid_size=5, max_steps=9)
+        self.count = 0
+
+    def _gen_grid(self, width, height):
+        self.grid = Grid(width, height)
+        self.grid.wall_rect(0, 0, width, height)
+        self.agent_pos, self.agent_dir = (1, 1), 0
+        self.mission = self.missions[min(self.count, len(self.missions) - 1)]
+        self.count += 1
+
+    def step(self, action):
+        if action == 6:
+            self.mission = "well done"
+        return super().step(action)
+
+
+def test_a_mission_that_the_task_sets_itself_is_seen():
+    """It is no other where its space says that there is one only."""
+    env = SymbolicObservation(OwnTask(["go to the red ball", "go to the key"]))
+    first, second = (env.reset(seed=seed)[0] for seed in (5, 6))
+    assert (words(first["mission"]), words(second["mission"])) == ("go to the red ball", "go to the key")
+    assert env.observation_space.contains(first)
+    assert env.observation_space["mission"].shape == (BABYAI_LENGTH,)
+
+
+def test_a_mission_of_ones_own_that_never_changes_is_left_out():
+    assert "mission" not in SymbolicObservation(OwnTask(["go to the red ball"])).observation_space.spaces
+
+
+def test_a_mission_that_changes_in_an_episode_is_seen():
+    space = MissionSpace(lambda color: f"go to the {color} ball", [["red", "blue"]])
+    env = SymbolicObservation(OwnTask(["go to the red ball"], space))
+    assert words(env.reset(seed=0)[0]["mission"]) == "go to the red ball"
+    assert words(env.step(0)[0]["mission"]) == "go to the red ball"
+    assert env.step(6)[0]["mission"].tolist() == [UNKNOWN, UNKNOWN, 0, 0, 0]
+
+
+def test_a_mission_that_changes_later_than_anyone_looked_is_named():
+    env = SymbolicObservation(OwnTask(["go to the red ball"] * 9 + ["go to the key"]))
+    assert "mission" not in env.reset(seed=0)[0]
+    for seed in range(8):
+        env.reset(seed=seed)
+    message = r"^the mission of OwnTask changes, from 'go to the red ball' to 'go to the key', though"
+    with pytest.raises(ValueError, match=message):
+        env.reset()
+
+
+@pytest.mark.parametrize(
+    ("missions", "space"),
+    [
+        (["fetch the zorb", "fetch the red zorb"], None),
+        (["fetch the zorb"], MissionSpace(lambda thing: f"fetch the {thing}", [["zorb", "key"]])),
+    ],
+    ids=["set", "declared"],
+)
+def test_an_unknown_word_has_a_token_of_its_own(missions, space):
+    env = SymbolicObservation(OwnTask(missions, space))
+    observation, _ = env.reset(seed=0)
+    assert observation["mission"][:3].tolist() == [WORDS.index("fetch") + 1, WORDS.index("the") + 1, UNKNOWN]
+    assert env.observation_space.contains(observation)
+    encoder = MiniGridEncoder(env.observation_space, 16)
+    assert encoder.encoders["mission"].words.num_embeddings == UNKNOWN + 1
+
+
+def test_spaces_of_minigrids_own_tasks_are_those_of_saved_agents():
+    """The token of unknown words is no word of theirs."""
+    assert make("MiniGrid-Fetch-5x5-N2-v0").observation_space["mission"].high.max() == len(WORDS) < UNKNOWN
 
 
 @pytest.mark.filterwarnings("ignore")  # that some ids are out of date

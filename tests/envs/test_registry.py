@@ -1,15 +1,22 @@
 """make: what Stable-Baselines3 gets, success, unknown ids."""
 
 import itertools
+import subprocess
+import sys
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from envs import UnknownEnvironmentError, make
 from envs.registry import register_tasks
+from fbrl import MemoryPPO
+from fbrl.encoders import MiniGridEncoder
+from fbrl.spaces import check_spaces
 
 OURS = ["fbrl/TMaze-v0", "fbrl/MemoryS7-View3-v0", "fbrl/MemoryS9-View3-v0", "fbrl/MazeNavigation-v0"]
 OTHERS = ["MiniGrid-MemoryS11-v0", "MiniGrid-DoorKey-5x5-v0", "BabyAI-GoToRedBallGrey-v0", "BabyAI-GoToObj-v0"]
@@ -130,6 +137,95 @@ def test_equal_seeds_give_equal_episodes(env_id):
     first, second = play(make(env_id, seed=11)), play(make(env_id, seed=11))
     for a, b in zip(first, second, strict=True):
         np.testing.assert_equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:.*initialised with render_mode")  # make_vec_env asks for pictures
+@pytest.mark.parametrize("env_id", [name for name in gym.registry if name.startswith("fbrl/")])
+def test_our_ids_are_usable_by_whoever_makes_them(env_id):
+    """``gymnasium.make``, Stable-Baselines3's ``make_vec_env`` (rl-zoo3 uses it) and ``make`` give one environment."""
+    ours, theirs = make(env_id), gym.make(env_id)
+    vectorized = make_vec_env(env_id, n_envs=2, seed=0)
+    assert ours.observation_space == theirs.observation_space == vectorized.observation_space
+    assert str(ours) == str(theirs)
+    check_spaces(vectorized)
+    check_env(gym.make(env_id), warn=False)
+    first, second = (env.reset(seed=3)[0] for env in (ours, theirs))
+    np.testing.assert_equal(first, second)
+
+
+@pytest.mark.parametrize("env_id", ["fbrl/MemoryS7-View3-v0", "fbrl/MazeNavigation-v0"])
+def test_an_id_of_ours_is_wrapped_once(env_id):
+    """By its arguments, its spec and its pickle too."""
+    env = gym.make(env_id, max_episode_steps=7, render_mode="rgb_array")
+    copies = (env, gym.make(env.spec), make(env_id, max_episode_steps=7), cloudpickle.loads(cloudpickle.dumps(env)))
+    for made in copies:
+        assert str(made).count("SymbolicObservation") == 1
+        made.reset(seed=0)
+        for _ in range(7):
+            *_, truncated, info = made.step(0)
+        assert truncated
+        assert info["is_success"] is False
+    assert env.render().ndim == 3
+
+
+def test_ids_of_minigrid_stay_as_they_are():
+    assert gym.make("MiniGrid-MemoryS7-v0").observation_space["image"].high.max() == 255
+
+
+def test_an_agent_learns_on_an_id():
+    sizes = {"core_kwargs": {"d_model": 8, "n_heads": 2, "window": 5}}
+    model = MemoryPPO("MultiInputPolicy", "fbrl/MemoryS7-View3-v0", n_steps=32, device="cpu", policy_kwargs=sizes)
+    assert isinstance(model.policy.features_extractor, MiniGridEncoder)
+    assert model.learn(32).num_timesteps == 32
+
+
+def test_the_symbols_ship_with_the_library():
+    """What makes MiniGrid symbolic is importable without this package."""
+    code = (
+        "import sys; sys.modules['envs'] = None; import gymnasium, minigrid; "
+        "from fbrl.symbolic import SymbolicObservation; "
+        "print(SymbolicObservation(gymnasium.make('MiniGrid-MemoryS7-v0')).observation_space['image'].high.max())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "10"
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("ALE/Pong-v5", "Namespace ALE not found. Have you installed the proper package for ALE?"),
+        ("CartPole-v9", r"Environment version `v9` for environment `CartPole` doesn't exist.*closest are: CartPole-v1"),
+    ],
+)
+def test_gymnasiums_own_advice_is_kept(name, advice):
+    """Of ids whose package is not installed or not imported, and of other versions."""
+    with pytest.raises(UnknownEnvironmentError, match=advice) as caught:
+        make(name)
+    assert "Ant" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_package_that_is_imported_by_the_id_and_one_that_lacks():
+    with pytest.raises(ModuleNotFoundError, match="No module named 'nowhere'"):
+        make("nowhere:Task-v0")
+    with pytest.raises(gym.error.DependencyNotInstalled, match="Box2D is not installed"):
+        make("LunarLander-v3")
+
+
+class Raises(gym.Env):
+    """Whose constructor raises one of Gymnasium's errors."""
+
+    def __init__(self):
+        raise gym.error.InvalidBound("no such bound")
+
+
+def test_errors_of_the_task_are_not_taken_for_an_unknown_id():
+    gym.register("Raises-v0", Raises)
+    try:
+        with pytest.raises(gym.error.InvalidBound, match="no such bound"):
+            make("Raises-v0")
+    finally:
+        del gym.registry["Raises-v0"]
 
 
 @pytest.mark.parametrize("name", ["MemoryS7", "MiniGrid-MemoryS7-v9", "minigrid-memorys7-v0", "Memory S7!"])

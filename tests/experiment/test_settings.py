@@ -58,7 +58,9 @@ def test_what_follows_the_file_overrides_it(file):
 
 def test_round_trip(tmp_path):
     settings = Settings(
-        EnvSettings("BabyAI-GoToRedBall-v0", 3, True, True, {"a": 1, "b": {"c": [1, 2.5]}, "d": None}, "envpool", 5),
+        EnvSettings(
+            "BabyAI-GoToRedBall-v0", 3, True, True, {"a": 1, "b": {"c": [1, 2.5]}, "d": None}, ["a.B"], "minigrid", 5
+        ),
         CoreSettings("none", 24, 3, 2, 7, 11),
         PPOSettings(learning_rate=1e-5, ent_coef_end=0.0, target_kl=0.01),
         RunSettings(name="x: y", threads=2, stop_at_success=0.5, progress_bar=False),
@@ -187,6 +189,8 @@ def test_a_missing_file_and_one_that_is_no_text(tmp_path):
         ("ppo.n_steps", 48 + 1, "must be a multiple of ppo.seq_len = 32, got 49"),
         ("ppo.n_steps", 0, "must be a multiple of ppo.seq_len = 32, got 0"),
         ("ppo.batch_size", 33, "must be a multiple of ppo.seq_len = 32, got 33"),
+        ("env.wrappers", ["Wrapper"], "must hold import paths such as minigrid.wrappers.FullyObsWrapper, or {path: {"),
+        ("env.wrappers", [{"a.B": 3}], "must hold import paths such as minigrid.wrappers.FullyObsWrapper, or {path: {"),
         ("core.n_heads", 5, "must divide core.d_model = 64, got 5"),
     ],
 )
@@ -197,6 +201,12 @@ def test_what_check_refuses(name, value, message):
     with pytest.raises(SettingsError, match=re.escape(f"{name} {message}")) as error:
         check(settings)
     assert "\n" not in str(error.value)
+
+
+def test_wrappers_are_minigrids_engine_only():
+    settings = Settings(EnvSettings(engine="envpool", wrappers=["minigrid.wrappers.ViewSizeWrapper"]))
+    with pytest.raises(SettingsError, match=r"^env.wrappers must be \[\] where env.engine is envpool, got \['minigrid"):
+        check(settings)
 
 
 @pytest.mark.parametrize("core", ["transformer_xl", "gtrxl", "feedback_plain"])
