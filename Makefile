@@ -6,6 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RESULTS := benchmarks/results
 EXTRAS := .venv/.installed-extras
+DOCS := .venv/.installed-docs
 DEVICE ?= cuda
 MINUTES ?= 9
 GPU_PYTHON ?= 3.12
@@ -13,7 +14,7 @@ GPU_PYTHON ?= 3.12
 GPU_HAS ?= scipy
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-extras lint format bench gpu gpu-wheels
+.PHONY: help train test test-slow test-extras lint format docs bench gpu gpu-wheels
 
 help:
 	@echo 'make train         train the agent of CONFIG ($(CONFIG)) and compare it with the memoryless control'
@@ -22,6 +23,7 @@ help:
 	@echo 'make test-extras   installs EnvPool, Ray, Triton, ONNX (700 MB to download, 2 GB on disk) and runs their tests'
 	@echo 'make lint          ruff and mypy'
 	@echo 'make format        ruff, rewriting files'
+	@echo 'make docs          the documentation, in docs/_build/html'
 	@echo 'make bench         the speed of the scan, of training and of predict, beside others; an hour on two cores'
 	@echo 'make gpu           what waits for a GPU, in nine minutes; without .venv, network or more than torch and the wheels'
 	@echo 'make gpu-wheels    fetches these for the Python of that machine, GPU_PYTHON=$(GPU_PYTHON), into .gpu/wheels'
@@ -34,6 +36,10 @@ $(INSTALLED): setup.cfg constraints.txt
 
 $(EXTRAS): $(INSTALLED)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[envpool,onnx,ray,triton]'
+	touch $@
+
+$(DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 train: $(INSTALLED)
@@ -57,6 +63,9 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(DOCS)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'

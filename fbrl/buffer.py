@@ -27,7 +27,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
     minibatch with the same sequences left behind.
 
     Args:
-        *args, **kwargs: as in Stable-Baselines3.
+        args, kwargs: as in Stable-Baselines3.
         seq_len: T, in steps; divides the number of steps of a rollout.
         passes: parallel passes in the place of the scan; ``None`` for the scan.
 
@@ -58,7 +58,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Adds one step of every environment.
 
         Args:
-            *args, **kwargs: as in Stable-Baselines3.
+            args, kwargs: as in Stable-Baselines3.
             state, next_state: the core's before and after the step, tensors (n_envs, ...).
             after_cut: (n_envs,) the value of the last observation where the step's episode was cut short, NaN
                 elsewhere; ``None`` where none was.
