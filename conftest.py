@@ -1,10 +1,12 @@
 """Runs the Python code of README.md and of the documentation's pages, whose trainings are cut short."""
 
 import pytest
+import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 
+torch.set_num_threads(1)  # the tests are small; threads would only wait for each other
 LONGEST = 500  # environment steps of a training on a page
 
 
