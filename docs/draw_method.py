@@ -1,6 +1,6 @@
 """Draws ``docs/_static/method.svg``: which step's layers read what.
 
-    python docs/draw_method.py
+python docs/draw_method.py
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ HELD_OUT = 1_000_000  # seeds from here on are no training seeds
 
 @dataclass(frozen=True)
 class Size:
-    """Of an experiment; D, L and H as in the README. L and ``d_feedforward`` are the feedback core's."""
+    """Of an experiment; D, L and H as in ``fbrl.cores.feedback``. L and ``d_feedforward`` are the feedback core's."""
 
     programs: Programs
     walk: Walk
