@@ -13,8 +13,8 @@ from experiment.agents import check_agent, find_agent
 from experiment.environments import make_env
 from experiment.parsing import OneLineParser, fail
 from experiment.playing import How, as_json, as_table, check_pictures, evaluate
+from experiment.saved import load
 from experiment.settings import SettingsError, check_device
-from fbrl.evaluation import load_agent
 from fbrl.video import record, save_gif
 
 VIDEO_EPISODES = 4
@@ -39,6 +39,11 @@ def make_parser() -> OneLineParser:
     parser.add_argument("--json", help="new file for the result")
     parser.add_argument(
         "--video", help=f"new .gif file for {VIDEO_EPISODES} episodes and the attention over the memory"
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="unpickle the agent's file, which runs the code in it: for agents with classes of their own",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return parser
@@ -77,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_arguments(args)
     how = how_to_play(args)
     checkpoint, settings = find_agent(args.agent)
-    agent = load_agent(checkpoint, args.device)
+    agent = load(checkpoint, settings, args.device, trust=args.trust)
     settings.env = replace(
         settings.env,
         id=args.env.id or settings.env.id,

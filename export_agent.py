@@ -8,8 +8,8 @@ from jsonargparse import Namespace
 
 from experiment.agents import check_agent, find_agent
 from experiment.parsing import OneLineParser, fail
+from experiment.saved import load
 from experiment.settings import SettingsError
-from fbrl.evaluation import load_agent
 from fbrl.export import save_onnx, save_program
 from fbrl.policy import MemoryPolicy
 
@@ -26,6 +26,11 @@ def make_parser() -> OneLineParser:
         action="store_true",
         help="hand keys and values from step to step in the place of memory vectors: faster where the window is large, "
         "and twice as large (core.name feedback)",
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="unpickle the agent's file, which runs the code in it: for agents with classes of their own",
     )
     return parser
 
@@ -45,7 +50,7 @@ def export(args: Namespace) -> None:
     file = Path(args.file)
     check_file(file)
     checkpoint, settings = find_agent(args.agent)
-    agent = load_agent(checkpoint, "cpu")
+    agent = load(checkpoint, settings, "cpu", trust=args.trust)
     check_agent(checkpoint, agent, settings)
     if not isinstance(agent.policy, MemoryPolicy):
         raise SettingsError(

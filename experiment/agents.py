@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from experiment.environments import make_env
 from experiment.parsing import load_settings
 from experiment.settings import Settings, SettingsError
 from fbrl import MemoryPPO
+from fbrl.cores.core import Core
 from fbrl.cores.names import CORES, core_kwargs
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
 from fbrl.policy import MemoryPolicy
@@ -71,28 +73,18 @@ def find_agent(given: str) -> tuple[Path, Settings]:
         checkpoint = path
     else:
         raise SettingsError(f"{path}: no such file or folder; expected a run's folder or a saved agent (.zip)")
-    return checkpoint, load_settings(checkpoint.parent / "config.yaml")
+    config = checkpoint.parent / "config.yaml"
+    if not config.is_file():
+        raise SettingsError(f"{config}: no such file, and without the settings an agent cannot be rebuilt")
+    return checkpoint, load_settings(config)
 
 
 def check_agent(path: Path, agent: PPO, settings: Settings) -> None:
     """Raises SettingsError where the agent is not the one that config.yaml describes, or cannot play the task."""
-    config = path.with_name("config.yaml")
-    remembers = isinstance(agent.policy, MemoryPolicy)
-    if remembers != (settings.core.name != "none"):
-        found = "a memory" if remembers else "no memory"
-        raise SettingsError(f"{path}: the agent has {found}, but core.name is {settings.core.name} in {config}")
     if isinstance(agent.policy, MemoryPolicy):
-        core_class, options = CORES[settings.core.name]
-        made_with = {name: value for name, value in agent.policy.core_kwargs.items() if name in options}
-        if not issubclass(agent.policy.core_class, core_class) or made_with != options:
-            found = f"{agent.policy.core_class.__name__} {made_with or ''}".strip()
-            raise SettingsError(
-                f"{path}: the agent's core is {found}, but core.name is {settings.core.name} in {config}"
-            )
-        described = dataclasses.asdict(settings.core)
-        for name, size in agent.policy.core_kwargs.items():
-            if name in described and described[name] != size:
-                raise SettingsError(f"{path}: core.{name} is {size}, but {described[name]} in {config}")
+        check_core(path, agent.policy.core_class, agent.policy.core_kwargs, settings)
+    else:
+        check_core(path, None, {}, settings)
     stacked = stack_frames(FiniteVecEnv([partial(make_env, settings.env)]), settings.env.frame_stack)
     env = agent._wrap_env(stacked)  # turns pictures as Stable-Baselines3 does before training
     for name, saved, given in (
@@ -103,6 +95,25 @@ def check_agent(path: Path, agent: PPO, settings: Settings) -> None:
             what = f"the agent's {name} are {describe(saved)}"
             raise SettingsError(f"{path}: {what}, but those of {settings.env.id} are {describe(given)}")
     env.close()
+
+
+def check_core(path: Path, core_class: type[Core] | None, sizes: Mapping[str, Any], settings: Settings) -> None:
+    """Raises SettingsError where an agent has another core than config.yaml says; ``None`` for one without memory."""
+    config = path.with_name("config.yaml")
+    if (core_class is not None) != (settings.core.name != "none"):
+        found = "no memory" if core_class is None else "a memory"
+        raise SettingsError(f"{path}: the agent has {found}, but core.name is {settings.core.name} in {config}")
+    if core_class is None:
+        return
+    described, options = CORES[settings.core.name]
+    made_with = {name: value for name, value in sizes.items() if name in options}
+    if not issubclass(core_class, described) or made_with != options:
+        found = f"{core_class.__name__} {made_with or ''}".strip()
+        raise SettingsError(f"{path}: the agent's core is {found}, but core.name is {settings.core.name} in {config}")
+    asked = dataclasses.asdict(settings.core)
+    for name, size in sizes.items():
+        if name in asked and asked[name] != size:
+            raise SettingsError(f"{path}: core.{name} is {size}, but {asked[name]} in {config}")
 
 
 def describe(space: spaces.Space[Any] | None) -> str:

@@ -15,6 +15,7 @@ import pytest
 from gymnasium import spaces
 from PIL import Image
 from stable_baselines3 import PPO
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
 import envs
 from experiment.settings import CoreSettings, EnvSettings, Settings
@@ -41,6 +42,10 @@ class Task(gym.Env):
         self.t += 1
         obs, reward = self.third if self.t == 3 else (np.zeros(2, np.float32), 0.0)
         return obs, reward, self.t == 5, False, {}
+
+
+class OwnEncoder(FlattenExtractor):
+    """A user's."""
 
 
 class Declares(Task):
@@ -211,6 +216,18 @@ def test_too_many_start_states(run, copy):
     env = envs.make(settings.env.id)
     MemoryPPO("MultiInputPolicy", env, device="cpu", policy_kwargs={"core_kwargs": SIZES}).save(copy / "last.zip")
     assert_refused(run(copy, "--exhaustive"), "--exhaustive: MiniGrid-MultiRoom-N2-S4-v0")
+
+
+def test_an_agent_with_classes_of_its_own(run, copy):
+    """Nothing of the file is run unless one asks for it."""
+    policy_kwargs = {"core_kwargs": SIZES, "features_extractor_class": OwnEncoder}
+    env = envs.make("fbrl/TMaze-v0", corridor=2)
+    MemoryPPO("MlpPolicy", env, device="cpu", policy_kwargs=policy_kwargs).save(copy / "last.zip")
+    result = run(copy, "--episodes=2")
+    assert_refused(result, "OwnEncoder, which is rebuilt by the file's own code only; with --trust")
+    code, out, err = run(copy, "--episodes=2", "--trust")
+    assert (code, err) == (0, "")
+    assert "2 episodes" in out
 
 
 def test_bad_folders(run, copy, tmp_path):

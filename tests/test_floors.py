@@ -62,6 +62,8 @@ FLOORS = {
     "experiment.runs": 13,
     "experiment.checkpoints": 13,
     "experiment.agents": 13,
+    "experiment.unpickled": 13,
+    "experiment.saved": 14,
     "experiment.callbacks": 14,
     "experiment.playing": 14,
     "experiment.training": 15,

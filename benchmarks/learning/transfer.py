@@ -17,8 +17,8 @@ from benchmarks.learning.results import summary_of
 from benchmarks.report import ROOT, conditions
 from experiment.agents import find_agent
 from experiment.parsing import fail
+from experiment.saved import load
 from experiment.settings import SettingsError
-from fbrl.evaluation import load_agent
 
 RESULT = ROOT / "benchmarks" / "results" / "transfer.json"
 VIEW3 = {"agent_view_size": 3}
@@ -57,7 +57,7 @@ TRANSFERS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
 def play_all(folder: Path, tasks: list[tuple[str, str, dict[str, Any]]]) -> list[dict[str, Any]]:
     """A row for each task."""
     checkpoint, settings = find_agent(str(folder))
-    agent, rows = load_agent(checkpoint, "cpu"), []
+    agent, rows = load(checkpoint, settings, "cpu"), []
     for name, env_id, kwargs in tasks:
         env = dataclasses.replace(settings.env, id=env_id, kwargs=kwargs, engine="minigrid")
         there = dataclasses.replace(settings, env=env)
