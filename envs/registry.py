@@ -146,7 +146,8 @@ def register_tasks() -> None:
 
     ``fbrl/MazeNavigation-v0`` is ``envs.maze.MazeNavigation``; its keywords are ``size`` and ``visits``.
 
-    ``fbrl/TMaze-v0`` and ``fbrl/ActiveTMaze-v0`` are in ``envs.tmaze``; ``fbrl/HiddenAutomaton-v0``,
+    ``fbrl/TMaze-v0`` and ``fbrl/ActiveTMaze-v0`` are in ``envs.tmaze``, ``fbrl/EndlessTMaze-v0`` in
+    ``envs.endless_tmaze``; ``fbrl/HiddenAutomaton-v0``,
     ``fbrl/GridWalk-v0``, ``fbrl/Counting-v0`` and ``fbrl/WaterMaze-v0`` in files of their names. Their keywords are
     those of the tasks.
     """
@@ -154,6 +155,7 @@ def register_tasks() -> None:
         _register(f"fbrl/MemoryS{size}-View3-v0", "minigrid.envs:MemoryEnv", True, size=size, agent_view_size=3)
     _register("fbrl/TMaze-v0", "envs.tmaze:TMazeEnv")
     _register("fbrl/ActiveTMaze-v0", "envs.tmaze:ActiveTMazeEnv")
+    _register("fbrl/EndlessTMaze-v0", "envs.endless_tmaze:EndlessTMazeEnv")
     _register("fbrl/HiddenAutomaton-v0", "envs.hidden_automaton:HiddenAutomatonEnv")
     _register("fbrl/GridWalk-v0", "envs.grid_walk:GridWalkEnv")
     _register("fbrl/WaterMaze-v0", "envs.water_maze:WaterMazeEnv")

@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks.learning import control, curves, transfer
+from benchmarks.learning import control, curves, endless, transfer
 from benchmarks.learning.intervals import interquartile_mean, mean, probability_of_improvement
 from benchmarks.learning.results import TARGET, read_result
 from benchmarks.learning.suite import RESULTS, SUITES, Suite, load_suite
@@ -219,7 +219,7 @@ def put_into(text: str, mark: str, content: str) -> str:
 def put_others(text: str) -> str:
     """The text with the tables that are not of suites: each is made from result files of its own."""
     found = {"transfer": transfer.table(), "supervised": supervised.table(), "curves": curves.table()}
-    found["control"] = control.table()
+    found |= {"control": control.table(), "endless": endless.table()}
     for name, table in found.items():
         text = put_into(text, name, table)
     return text

@@ -22,6 +22,7 @@ TASKS = {
     "fbrl/Counting-v0": {"most": 2, "shortest": 3, "longest": 11},
     "fbrl/TMaze-v0": {"corridor": 2, "max_steps": 5},
     "fbrl/ActiveTMaze-v0": {"corridor": 1, "max_steps": 7},
+    "fbrl/EndlessTMaze-v0": {"corridors": 2, "shortest": 1, "longest": 3, "max_steps": 9},
     "fbrl/WaterMaze-v0": {"size": 2, "search": 5},
 }
 
