@@ -1,7 +1,7 @@
 """Agents that were trained on five T-mazes in a row, on more of them.
 
     python -m benchmarks.learning.compare run benchmarks/suites/endless_tmaze.yaml
-    python -m benchmarks.learning.endless [--folder runs/compare]     # plays, writes benchmarks/results/endless_tmaze.json
+    python -m benchmarks.learning.endless [--folder runs/compare]     # plays, writes results/endless_tmaze.json
     python -m benchmarks.learning.tables                              # puts the table into RESULTS.md
 
 The agent of the best evaluation of every finished run plays 500 episodes with its most probable actions.
