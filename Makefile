@@ -14,13 +14,14 @@ GPU_PYTHON ?= 3.12
 GPU_HAS ?= scipy
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-extras lint format docs bench gpu gpu-wheels
+.PHONY: help train test test-slow test-extras browser lint format docs bench gpu gpu-wheels
 
 help:
 	@echo 'make train         train the agent of CONFIG ($(CONFIG)) and compare it with the memoryless control'
 	@echo 'make test          the tests, three minutes'
 	@echo 'make test-slow     the learning tests, minutes'
 	@echo 'make test-extras   installs EnvPool, Ray, Triton, ONNX (700 MB to download, 2 GB on disk) and runs their tests'
+	@echo 'make browser       installs Chromium where it is missing and apt-get may: the tests of the HTML page take it'
 	@echo 'make lint          ruff and mypy'
 	@echo 'make format        ruff, rewriting files'
 	@echo 'make docs          the documentation, in docs/_build/html'
@@ -35,7 +36,7 @@ $(INSTALLED): setup.cfg constraints.txt
 	touch $@
 
 $(EXTRAS): $(INSTALLED)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[envpool,onnx,ray,triton]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[envpool,onnx,ray,triton,video]'
 	touch $@
 
 $(DOCS): $(INSTALLED)
@@ -52,8 +53,11 @@ test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow and not gpu' --numprocesses=auto --durations=0
 
 test-extras: $(EXTRAS)
-	$(BIN)/python -m pytest -m 'not slow and not gpu' -k 'pool or test_ray or triton or onnx'
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -k 'pool or test_ray or triton or onnx or mp4'
 	$(BIN)/python -m pytest -m slow -k onnx
+
+browser:
+	command -v chromium || command -v google-chrome || (apt-get update && apt-get install --yes --no-install-recommends chromium)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

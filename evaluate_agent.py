@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from jsonargparse import Namespace
-from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3 import PPO
 
 from experiment.agents import check_agent, find_agent
-from experiment.environments import make_env
+from experiment.insight import VIDEO_EPISODES, check_attention, check_recordable, write_page, write_stills, write_video
 from experiment.parsing import OneLineParser, fail
 from experiment.playing import How, as_json, as_table, check_pictures, evaluate
 from experiment.saved import load
-from experiment.settings import SettingsError, check_device
-from fbrl.video import record, save_gif
+from experiment.settings import EnvSettings, SettingsError, check_device
 
-VIDEO_EPISODES = 4
+FILMS = (".gif", ".mp4")
 
 
 def make_parser() -> OneLineParser:
@@ -38,8 +38,12 @@ def make_parser() -> OneLineParser:
     parser.add_argument("--env.kwargs", type=dict | None, help='its keyword arguments, such as {"corridor": 40}')
     parser.add_argument("--json", help="new file for the result")
     parser.add_argument(
-        "--video", help=f"new .gif file for {VIDEO_EPISODES} episodes and the attention over the memory"
+        "--video",
+        help=f"new .gif or .mp4 file for {VIDEO_EPISODES} episodes and what the memory is read for; .mp4 needs "
+        "pip install fbrl[video]",
     )
+    parser.add_argument("--html", help="new .html file: episodes to walk through, successes and failures")
+    parser.add_argument("--stills", help="new folder for a picture of each of some episodes: which step reads which")
     parser.add_argument(
         "--trust",
         action="store_true",
@@ -59,15 +63,29 @@ def check_arguments(args: Namespace) -> None:
         raise SettingsError(f"--seed must be at least 0, got {args.seed}")
     if args.control not in (None, "zero-memory"):
         raise SettingsError(f"--control must be zero-memory, got {args.control}")
-    if args.video is not None and Path(args.video).suffix != ".gif":
-        raise SettingsError(f"--video must end in .gif, got {args.video}")
-    for name in ("json", "video"):
+    for name, endings in (("video", FILMS), ("html", (".html",))):
+        if args[name] is not None and Path(args[name]).suffix not in endings:
+            raise SettingsError(f"--{name} must end in {' or '.join(endings)}, got {args[name]}")
+    if args.video is not None and Path(args.video).suffix == ".mp4" and find_spec("imageio_ffmpeg") is None:
+        raise SettingsError(f"--video {args.video}: an .mp4 needs pip install fbrl[video]; a .gif needs nothing more")
+    for name in ("json", "video", "html", "stills"):
         file = args[name]
         if file is not None and not Path(file).parent.is_dir():
             raise SettingsError(f"--{name} {file}: there is no folder {Path(file).parent}")
         if file is not None and Path(file).exists():
             raise SettingsError(f"--{name} {file}: exists already and would be overwritten; give a new file")
     check_device("--device", args.device)
+
+
+def check_what_is_drawn(args: Namespace, agent: PPO, env: EnvSettings) -> None:
+    """Refuses now, and not after the evaluation, what cannot be drawn."""
+    for name in ("video", "html", "stills"):
+        if args[name]:
+            check_recordable(env, f"--{name}")
+    if args.video:
+        check_pictures(env)
+    if args.stills:
+        check_attention(agent, "--stills")
 
 
 def how_to_play(args: Namespace) -> How:
@@ -89,8 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
         kwargs=settings.env.kwargs if args.env.kwargs is None else args.env.kwargs,
     )
     check_agent(checkpoint, agent, settings)
-    if args.video:
-        check_pictures(settings.env)  # refuse now and not after the evaluation
+    check_what_is_drawn(args, agent, settings.env)
     summary = evaluate(agent, settings.env, how)
     task = " ".join([settings.env.id, *(f"{name}={value}" for name, value in settings.env.kwargs.items())])
     print(as_table(summary, f"{checkpoint} on {task}", how))
@@ -99,11 +116,11 @@ def main(arguments: list[str] | None = None) -> None:
             json.dump(as_json(summary, checkpoint, agent, settings.env, how), file, indent=2)
             file.write("\n")
     if args.video:
-        video_env = make_env(settings.env, seed=args.seed, render_mode="rgb_array")
-        set_random_seed(how.seed)
-        seen = {"deterministic": how.most_probable, "zero_memory": how.zero_memory}
-        steps = record(agent, video_env, VIDEO_EPISODES, **seen)
-        save_gif(steps, args.video)
+        write_video(agent, settings.env, how, Path(args.video))
+    if args.html:
+        write_page(agent, settings.env, how, Path(args.html), checkpoint, task)
+    if args.stills:
+        write_stills(agent, settings.env, how, Path(args.stills))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -81,8 +82,18 @@ class HiddenAutomaton(BatchTask):
         success = ended & (self._right == self.questions)
         return Outcome(right / self.questions, ended, np.zeros_like(ended), success)
 
+    def cue_info(self) -> dict[str, Any]:
+        """Of the first environment: where the ball is, whether that is shown, and whether it is asked."""
+        t, ball = int(self._t[0]), int(self._ball[0])
+        return {"cue": str(ball), "cue_in_view": t == 0, "decision": bool(self._asked[0, t])}
+
 
 class HiddenAutomatonEnv(TaskEnv):
     """One ``HiddenAutomaton``."""
 
     task_class = HiddenAutomaton
+    task: HiddenAutomaton
+
+    def cue_info(self) -> dict[str, Any]:
+        """What ``envs.cue`` adds to ``info``."""
+        return self.task.cue_info()

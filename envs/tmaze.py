@@ -107,6 +107,12 @@ class TMazeEnv(TaskEnv):
         super().__init__(**kwargs)
         self.render_mode = render_mode
 
+    def cue_info(self) -> dict[str, Any]:
+        """What ``envs.cue`` adds to ``info``."""
+        cell = int(self.task.cell[0])
+        cue = ("up", "down")[int(self.task.cue[0])]
+        return {"cue": cue, "cue_in_view": cell == 0, "decision": cell == self.task.junction}
+
     def render(self) -> NDArray[np.uint8] | None:
         """(72, 24 cells, 3) uint8 in mode "rgb_array", else None; cells from the cue to the junction.
 

@@ -1,7 +1,9 @@
 """The script as a user runs it: results, files, and one line for every bad input."""
 
+import dataclasses
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -21,6 +23,7 @@ import envs
 from experiment.settings import CoreSettings, EnvSettings, Settings
 from fbrl import MemoryPPO
 from fbrl.evaluation import wilson
+from fbrl.insight.recording import record
 
 SCRIPT = Path(__file__).parents[1] / "evaluate_agent.py"
 SIZES = {"d_model": 8, "n_layers": 1, "n_heads": 2, "window": 4}
@@ -172,6 +175,43 @@ def test_video(run, saved, tmp_path):
     assert (tmp_path / "agent.gif").stat().st_size < 3e6
 
 
+def test_a_page_and_stills(run, saved, tmp_path):
+    page, stills = tmp_path / "agent.html", tmp_path / "stills"
+    code, _, err = run(saved, "--exhaustive", f"--html={page}", f"--stills={stills}")
+    assert (code, err) == (0, "")
+    data = json.loads(re.search(r'type="application/json">(.*?)</script>', page.read_text(), re.DOTALL)[1])
+    assert (data["title"], data["task"]) == ("tiny/last.zip", "fbrl/TMaze-v0 corridor=2")
+    assert data["summary"][0].startswith("2 episodes were played, ")
+    assert {step["marks"]["cue"] for episode in data["episodes"] for step in episode["steps"]} == {"up", "down"}
+    assert len(data["pictures"]) > 1
+    for still in sorted(stills.iterdir()):
+        with Image.open(still) as image:
+            assert image.width > 300
+    assert len(list(stills.iterdir())) == 2
+
+
+def test_an_agent_that_never_fails_is_also_shown_without_memory(run, saved, tmp_path, monkeypatch):
+    def success(*args, **kwargs):
+        episode = record(*args, **kwargs)
+        return dataclasses.replace(episode, success=not kwargs["zero_memory"])
+
+    monkeypatch.setattr("experiment.insight.record", success)
+    assert run(saved, "--episodes=1", f"--html={tmp_path / 'agent.html'}")[0] == 0
+    text = re.search(r'type="application/json">(.*?)</script>', (tmp_path / "agent.html").read_text(), re.DOTALL)[1]
+    data = json.loads(text)
+    assert [(one["outcome"], one["emptied"]) for one in data["episodes"]] == [
+        *[("success", False)] * 3,
+        *[("failure", True)] * 3,
+    ]
+    assert data["summary"][-1].startswith("As it never failed, the failures to choose from are its own")
+
+
+def test_mp4_without_its_extra(run, saved, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = run(saved, f"--video={tmp_path / 'agent.mp4'}")
+    assert_refused(result, "an .mp4 needs pip install fbrl[video]; a .gif needs nothing more")
+
+
 def test_the_memoryless_agent(run, copy, tmp_path):
     """Stable-Baselines3's own PPO, which has no attention to draw."""
     Settings(env=EnvSettings(kwargs={"corridor": 2}), core=CoreSettings("none")).save(copy / "config.yaml")
@@ -180,6 +220,9 @@ def test_the_memoryless_agent(run, copy, tmp_path):
     assert (code, err) == (0, "")
     assert "2 episodes, most probable actions" in out
     assert (tmp_path / "agent.gif").is_file()
+    assert run(copy, "--episodes=2", f"--html={tmp_path / 'agent.html'}")[0] == 0
+    assert "This agent has no memory" in (tmp_path / "agent.html").read_text()
+    assert_refused(run(copy, f"--stills={tmp_path / 'stills'}"), "--stills: the agent's core has no attention")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +233,11 @@ def test_the_memoryless_agent(run, copy, tmp_path):
         (["--episodes=5", "--exhaustive"], "--episodes cannot go with --exhaustive"),
         (["--seed=-1"], "--seed must be at least 0, got -1"),
         (["--control=one-memory"], "--control must be zero-memory, got one-memory"),
-        (["--video=agent.mp4"], "--video must end in .gif, got agent.mp4"),
+        (["--video=agent.avi"], "--video must end in .gif or .mp4, got agent.avi"),
+        (["--html=agent.htm"], "--html must end in .html, got agent.htm"),
+        (["--html=nowhere/agent.html"], "--html nowhere/agent.html: there is no folder nowhere"),
+        (["--stills=nowhere/stills"], "--stills nowhere/stills: there is no folder nowhere"),
+        ([f"--stills={SCRIPT.parent}"], f"--stills {SCRIPT.parent}: exists already"),
         (["--json=nowhere/result.json"], "--json nowhere/result.json: there is no folder nowhere"),
         ([f"--json={SCRIPT}"], f"--json {SCRIPT}: exists already"),
         (["--device=abacus"], "--device must be auto, cpu, cuda, cuda:1, ..., got abacus"),
@@ -292,6 +339,8 @@ def test_a_video_of_a_task_without_pictures(run, spoilt, tmp_path, task, message
     assert_refused(result, f"--video: tests/{task}-v1 draws no pictures: ")
     assert message in result[2]
     assert not (tmp_path / "agent.gif").exists()
+    assert run(spoilt, f"--env.id=tests/{task}-v1", "--episodes=1", f"--html={tmp_path / 'agent.html'}")[0] == 0
+    assert "The task draws no pictures." in (tmp_path / "agent.html").read_text()
 
 
 @pytest.mark.parametrize("error", [ValueError, FloatingPointError, FileExistsError])

@@ -48,7 +48,14 @@ FLOORS = {
     "fbrl.vec_env": 5,
     "fbrl.ppo": 6,
     "fbrl.evaluation": 7,
-    "fbrl.video": 7,
+    "fbrl.insight": 0,
+    "fbrl.insight.colours": 0,
+    "fbrl.insight.seen": 7,
+    "fbrl.insight.recording": 8,
+    "fbrl.insight.still": 9,
+    "fbrl.insight.story": 9,
+    "fbrl.insight.video": 9,
+    "fbrl.insight.page": 10,
     "fbrl.export": 7,
     "fbrl": 8,  # the roof: hands out the public names, and nothing below imports it
     "experiment": 10,
@@ -66,6 +73,7 @@ FLOORS = {
     "experiment.saved": 14,
     "experiment.callbacks": 14,
     "experiment.playing": 14,
+    "experiment.insight": 15,
     "experiment.training": 15,
 }
 

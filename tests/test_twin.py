@@ -8,8 +8,8 @@ from stable_baselines3.common.logger import Logger
 
 from experiment.callbacks import MemoryFigures
 from fbrl import MemoryPPO
+from fbrl.insight.seen import look
 from fbrl.policy import MemoryPolicy
-from fbrl.video import attention
 from tests.tasks import CORES, DICT, VECTOR, collect, make_model, parameters, remembers, sharpen, vec
 
 pytestmark = pytest.mark.parametrize("core", CORES)
@@ -126,4 +126,4 @@ def test_figures_and_attention_are_the_actors(core):
     assert ("memory/mix_0" in records.name_to_value) == (core in ("plain", "fast"))
     if core in ("plain", "fast"):
         _, state = model.policy.predict(np.zeros((1, 3), np.float32))
-        assert attention(model.policy, np.zeros(3, np.float32), state).shape == (2, 6)
+        assert look(model.policy, np.zeros(3, np.float32), state).attention.shape == (1, 2, 2, 6)

@@ -51,6 +51,19 @@ class Core(nn.Module, ABC):
             features (B, T, D) and the state after the last step.
         """
 
+    def attention(self, x: Tensor, state: State) -> Tensor | None:
+        """What each layer and head reads in one step; ``None`` where the core does not attend to past steps.
+
+        Args:
+            x: encoder output, (B, D) float.
+            state: before the step; the second tensor of one that attends is the number of readable slots, (B,) int64.
+
+        Returns:
+            (B, L, H, 1 + M), rows that sum to one: first what is no slot (the core says what), then the slots, oldest
+            first; 0 where a slot cannot be read.
+        """
+        return None
+
     def actor(self, state: State) -> Actor:
         """What acts from ``state`` on, one step at a time."""
         return Actor(self, state)

@@ -156,6 +156,10 @@ class FeedbackTransformer(Core):
         m: Tensor = torch.einsum("l,lbd->bd", self.mix.softmax(dim=0), torch.stack(outputs))
         return m
 
+    def attention(self, x: Tensor, state: State) -> Tensor:
+        """See ``Core``; what is no slot is the null slot."""
+        return self.read(x, Memory(*state))[1]
+
     def step(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """One time step: x (B, D) and the memory before it -> features (B, D) and the memory after it."""
         outputs, _ = self.read(x, memory)

@@ -98,6 +98,15 @@ class TransformerXLLayer(nn.Module):
         for linear in (self.w_v, self.w_o, self.w_1):
             nn.init.orthogonal_(linear.weight, gain=math.sqrt(2))
 
+    def attend(self, x: Tensor, kept: Tensor, r: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The attention (B, H, T, M + T) and the values (B, H, M + T, D/H); arguments as in ``forward``."""
+        n = self.ln_1(torch.cat([kept, x], dim=1))
+        q = by_head(self.w_q(n[:, kept.shape[1] :]), self.n_heads) / math.sqrt(r.shape[1])  # (B, H, T, D/H)
+        k, v = (by_head(weight(n), self.n_heads) for weight in (self.w_k, self.w_v))  # (B, H, M + T, D/H)
+        # of its last column no step reads anything: the window of the last one ends with itself
+        by_distance = skew(q @ r.t() + mask.unsqueeze(1))[..., :-1]  # (B, H, T, M + T)
+        return (q @ k.transpose(2, 3) + by_distance).softmax(dim=-1), v
+
     def forward(self, x: Tensor, kept: Tensor, r: Tensor, mask: Tensor) -> Tensor:
         """All steps.
 
@@ -110,13 +119,8 @@ class TransformerXLLayer(nn.Module):
         Returns:
             (B, T, D).
         """
-        n = self.ln_1(torch.cat([kept, x], dim=1))
-        q = by_head(self.w_q(n[:, kept.shape[1] :]), self.n_heads) / math.sqrt(r.shape[1])  # (B, H, T, D/H)
-        k, v = (by_head(weight(n), self.n_heads) for weight in (self.w_k, self.w_v))  # (B, H, M + T, D/H)
-        # of its last column no step reads anything: the window of the last one ends with itself
-        by_distance = skew(q @ r.t() + mask.unsqueeze(1))[..., :-1]  # (B, H, T, M + T)
-        o = (q @ k.transpose(2, 3) + by_distance).softmax(dim=-1) @ v
-        h = self.join_1(x, self.w_o(o.transpose(1, 2).flatten(2)))
+        attention, v = self.attend(x, kept, r, mask)
+        h = self.join_1(x, self.w_o((attention @ v).transpose(1, 2).flatten(2)))
         y: Tensor = self.join_2(h, self.w_2(F.relu(self.w_1(self.ln_2(h)))))
         return y
 
@@ -170,3 +174,15 @@ class TransformerXL(Core):
             x = layer(x, kept, r, mask.transpose(0, 1))
         slots = torch.cat([slots, torch.stack(inputs, dim=2)], dim=1)[:, -self.window :]
         return self.ln_out(x), LayerInputs(slots, length)
+
+    def attention(self, x: Tensor, state: State) -> Tensor:
+        """See ``Core``; what is no slot is the step itself."""
+        slots, length = state[0], state[1]
+        going_on = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
+        mask, _ = readable_mask(length, going_on, self.window, x.dtype)
+        x, r, found = x.unsqueeze(1), self.distance.flip(0), []
+        for layer, kept in zip(self.layers, blank_unreadable(slots, length).unbind(2), strict=True):
+            assert isinstance(layer, TransformerXLLayer)
+            found.append(layer.attend(x, kept, r, mask.transpose(0, 1))[0].squeeze(2))
+            x = layer(x, kept, r, mask.transpose(0, 1))
+        return torch.stack(found, dim=1).roll(1, dims=-1)  # the step itself came last

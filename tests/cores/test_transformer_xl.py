@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fbrl.cores.transformer_xl import GATE_BIAS, Gate, LayerInputs, TransformerXL
+from fbrl.cores.transformer_xl import GATE_BIAS, Gate, LayerInputs, TransformerXL, TransformerXLLayer
 
 B, T, M, H, D, L, WIDE = 2, 11, 5, 3, 33, 2, 13
 both = pytest.mark.parametrize("gate", [False, True], ids=["residual", "gate"])
@@ -281,3 +281,24 @@ def test_heads_that_do_not_divide_the_width_are_an_error():
 
 def test_the_feed_forward_block_is_twice_as_wide_by_default():
     assert TransformerXL(D, L, H, M).layers[0].w_1.out_features == 2 * D
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_attention_is_what_a_step_pays(gate, monkeypatch):
+    """What ``forward`` weighs the values with, the step itself put before the slots."""
+    core = TransformerXL(8, n_layers=2, n_heads=2, window=5, gate=gate)
+    start = torch.tensor([[True, False, False], [False, False, True]])
+    _, state = core(torch.randn(2, 3, 8), core.initial_state(2), start)
+    x, paid, attend = torch.randn(2, 8), [], TransformerXLLayer.attend
+
+    def note(*arguments):
+        paid.append(attend(*arguments)[0][:, :, 0])
+        return attend(*arguments)
+
+    monkeypatch.setattr(TransformerXLLayer, "attend", note)
+    core(x.unsqueeze(1), state, torch.zeros(2, 1, dtype=torch.bool))
+    expected = torch.stack(paid, dim=1)
+    found = core.attention(x, state)
+    torch.testing.assert_close(found[..., 1:], expected[..., :-1])
+    torch.testing.assert_close(found[..., 0], expected[..., -1])
+    assert ((found > 0).sum(dim=-1) == torch.tensor([4, 2])[:, None, None]).all()  # itself and what is of its episode

@@ -13,7 +13,8 @@ from experiment.agents import check_agent, make_model
 from experiment.callbacks import Checkpoint
 from experiment.checkpoints import load_checkpoint
 from experiment.environments import evaluation_envs, make_envs
-from experiment.playing import How, check_pictures, evaluate, exhaustive
+from experiment.insight import check_recordable
+from experiment.playing import How, evaluate, exhaustive
 from experiment.settings import CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings, SettingsError
 from fbrl.vec_env import FiniteVecEnv, stack_frames
 from tests.tasks import DICT, RandomTask, StopAt, collect
@@ -187,5 +188,5 @@ def test_a_dict_of_boxes_is_stacked():
 
 
 def test_there_is_no_video():
-    with pytest.raises(SettingsError, match=r"^--video: .*env\.frame_stack must be null, got 3$"):
-        check_pictures(tiny("fbrl/TMaze-v0").env)
+    with pytest.raises(SettingsError, match=r"^--video: env\.frame_stack must be null, got 3$"):
+        check_recordable(tiny("fbrl/TMaze-v0").env, "--video")

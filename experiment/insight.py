@@ -1,0 +1,105 @@
+"""What a saved agent does with its memory, written to files that people look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3 import PPO
+from stable_baselines3.common.utils import set_random_seed
+
+from envs.cue import with_cue
+from envs.start_states import FixedStart, StartStatesError, start_states
+from experiment.environments import all_kwargs, make_env
+from experiment.playing import How, check_pictures
+from experiment.settings import EnvSettings, SettingsError
+from fbrl.insight.page import about, save_page
+from fbrl.insight.recording import Episode, action_names, can_show_attention, choose, record
+from fbrl.insight.still import save_still
+from fbrl.insight.story import summary
+from fbrl.insight.video import save_video
+from fbrl.policy import MemoryPolicy
+
+VIDEO_EPISODES, STILLS = 4, 4
+PAGE_EACH = 3  # successes and failures on a page
+PLAYED_STEPS, EMPTIED_PLAYED = 600, 200  # after so many no more episodes are played to find them
+EMPTIED = "As it never failed, the failures to choose from are its own with the memory emptied before every step."
+PAGE_STEPS, EMPTIED_STEPS = 500, 60  # of an episode, the first so many
+
+
+def episodes(agent: PPO, env: EnvSettings, how: How, pictures: bool, max_steps: int = 300) -> Iterator[Episode]:
+    """Episodes without end, or with ``how.exhaustive`` one from every start state, recorded.
+
+    Raises:
+        SettingsError: where the task has too many start states.
+    """
+    set_random_seed(how.seed)
+    for made in _environments(env, how, "rgb_array" if pictures else None):
+        yield record(agent, made, deterministic=how.most_probable, zero_memory=how.zero_memory, max_steps=max_steps)
+
+
+def _environments(env: EnvSettings, how: How, render_mode: str | None) -> Iterator[gym.Env[Any, Any]]:
+    if not how.exhaustive:
+        made = with_cue(make_env(env, seed=how.seed, render_mode=render_mode))
+        while True:
+            yield made
+    try:
+        for state in start_states(env.id, **all_kwargs(env)):
+            yield with_cue(FixedStart(make_env(env, render_mode=render_mode), state.draws))
+    except StartStatesError as error:
+        raise SettingsError(f"--exhaustive: {error}") from None
+
+
+def write_video(agent: PPO, env: EnvSettings, how: How, file: Path) -> None:
+    """A film of the first episodes."""
+    save_video(list(islice(episodes(agent, env, how, pictures=True), VIDEO_EPISODES)), file)
+
+
+def write_stills(agent: PPO, env: EnvSettings, how: How, folder: Path) -> None:
+    """A picture of each of the first episodes, time against time, in a new folder."""
+    folder.mkdir()
+    for number, episode in enumerate(islice(episodes(agent, env, how, pictures=False), STILLS), start=1):
+        title = f"episode {number}: {episode.outcome}, return {episode.returns:.2f}, {episode.length} steps"
+        save_still(episode, folder / f"episode_{number}.png", title)
+
+
+def write_page(agent: PPO, env: EnvSettings, how: How, file: Path, checkpoint: Path, task: str) -> None:
+    """A page with episodes that succeeded and episodes that failed."""
+    draws = draws_pictures(env)
+    played = episodes(agent, env, how, draws, PAGE_STEPS)
+    shown, taken = choose(played, PAGE_EACH, None if how.exhaustive else PLAYED_STEPS)
+    told = summary(taken)
+    if isinstance(agent.policy, MemoryPolicy) and all(episode.success for episode in taken):
+        # sampled: the most probable actions without memory may walk in circles to the end
+        without = replace(how, exhaustive=False, deterministic=False, zero_memory=True)
+        emptied, _ = choose(episodes(agent, env, without, draws, EMPTIED_STEPS), PAGE_EACH, EMPTIED_PLAYED)
+        shown += [episode for episode in emptied if not episode.success]
+        told.append(EMPTIED)
+    title = f"{checkpoint.parent.name}/{checkpoint.name}" + (", memory emptied before every step" * how.zero_memory)
+    names = action_names(make_env(env), agent.action_space)
+    save_page(shown, file, about(agent, title, task), names, told)
+
+
+def check_recordable(env: EnvSettings, argument: str) -> None:
+    """Raises SettingsError where one observation of the environment is not what the agent sees."""
+    if env.frame_stack is not None:
+        raise SettingsError(f"{argument}: env.frame_stack must be null, got {env.frame_stack}")
+
+
+def check_attention(agent: PPO, argument: str) -> None:
+    """Raises SettingsError where the agent reads no past steps that could be drawn."""
+    if not can_show_attention(agent):
+        raise SettingsError(f"{argument}: the agent's core has no attention: which steps it reads cannot be drawn")
+
+
+def draws_pictures(env: EnvSettings) -> bool:
+    """Whether the task draws pictures."""
+    try:
+        check_pictures(env)
+    except SettingsError:
+        return False
+    return True
