@@ -9,15 +9,16 @@ from benchmarks.learning import control
 
 
 @pytest.mark.parametrize("name", control.TASKS)
-def test_velocities_are_hidden_and_rewards_are_the_tasks_own(name):
+def test_what_is_seen(name):
     task = control.TASKS[name]
     env = control.make_envs(task, 3, seed=0)
     first = env.reset()
     assert first.shape == (3, len(task.seen))
-    assert len(task.seen) < env.venv.envs[0].unwrapped.observation_space.shape[0]
-    actions = np.array([env.action_space.sample() for _ in range(3)])
-    _, rewards, _, _ = env.step(actions)
-    np.testing.assert_array_equal(rewards, env.get_original_reward())
+    hidden = env.venv.envs[0].unwrapped.observation_space.shape[0] - len(task.seen)
+    assert hidden == {"CartPole": 0, "CartPoleNoVel-50k": 2, "CartPoleNoVel": 2}.get(name, 1)
+    observations, rewards, _, _ = env.step(np.array([env.action_space.sample() for _ in range(3)]))
+    assert np.array_equal(observations, env.get_original_obs()) == (name == "CartPole")
+    assert np.array_equal(rewards, env.get_original_reward()) == (name != "CartPoleNoVel-50k")
 
 
 @pytest.mark.parametrize("agent", control.AGENTS)
