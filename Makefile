@@ -81,7 +81,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.speed.draw $(addprefix $(RESULTS)/,scan.json throughput.json latency.json)
 
 gpu:
-	$(PYTHON) -m benchmarks.speed.gpu --device $(DEVICE) --minutes $(MINUTES) --json $(RESULTS)/gpu.json $(addprefix --commit=,$(COMMIT))
+	$(PYTHON) -m benchmarks.speed.gpu --device $(DEVICE) --minutes $(MINUTES) --json $(RESULTS)/gpu.json $(addprefix --config=,$(GPU_CONFIG)) $(addprefix --commit=,$(COMMIT))
 
 gpu-wheels: $(INSTALLED)
 	$(BIN)/python -m benchmarks.speed.gpu_wheels --python $(GPU_PYTHON) $(addprefix --without=,$(GPU_HAS))

@@ -1,12 +1,12 @@
 """Everything that waits for a GPU, in nine minutes: ``make gpu``, on a machine with torch >= 2.8 and no network.
 
-    python -m benchmarks.speed.gpu [--device cuda] [--minutes 9] [--json FILE] [--commit HASH] [--wheels .gpu/wheels]
+    python -m benchmarks.speed.gpu [--device cuda] [--minutes 9] [--json FILE] [--config FILE] [--commit HASH]
 
 The wheels, which ``make gpu-wheels`` fetches elsewhere, are unpacked into .gpu/site. The parts, one after the other:
 
 - ``tests``: every test that is marked ``gpu``, but for those that are marked ``slow``, too;
-- ``training``: configs/memory_s7_view3.yaml until an evaluation succeeds always, with ``evaluation``: all of its start
-  states, exactly, by the best agent so far;
+- ``training``: ``--config``, configs/memory_s7_view3.yaml if not given, until an evaluation succeeds always; then
+  ``evaluation``: all of its start states, exactly, by the best agent so far;
 - ``scan``, ``throughput``, ``latency``: the benchmarks, ``--quick``.
 
 Each has a share of the minutes. One that fails or takes longer is ended and reported, and the others run all the same.
@@ -34,7 +34,6 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / ".gpu/site"
 NEEDED = ("gymnasium", "minigrid", "numpy", "pytest", "sb3_contrib", "scipy", "stable_baselines3", "torch")
-CONFIG = ROOT / "configs/memory_s7_view3.yaml"
 GRACE = 8.0  # seconds, at most, of a part's time between asking it to end and ending it
 LAST_LINES = 15  # of what a part prints, kept where it is not ok
 
@@ -62,6 +61,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ... or cpu (default: cuda)")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together (default: 9)")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/gpu.json", help="the report")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs/memory_s7_view3.yaml", help="to train")
     parser.add_argument("--commit", help="that this is, where git cannot tell")
     parser.add_argument("--wheels", type=Path, default=ROOT / ".gpu/wheels", help="to unpack (default: .gpu/wheels)")
     options = parser.parse_args()
@@ -69,10 +69,13 @@ def main() -> None:
         parser.error(f"--minutes must be more than 0, got {options.minutes}")
     if not options.json.parent.is_dir():
         parser.error(f"--json {options.json}: {options.json.parent} is no folder")
+    if not options.config.is_file():
+        parser.error(f"--config {options.config}: no such file")
     end = time.monotonic() + 60 * options.minutes
     unpack(options.wheels)
     report = conditions_of(options.device, options.commit)
     with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(options.config, Path(folder) / "given.yaml")
         for part in PARTS:
             limit = max(1.0, min(60 * options.minutes * part.share, end - time.monotonic()))
             report["parts"][part.name] = run(part, options.device, Path(folder), limit)
@@ -165,7 +168,7 @@ def tests_figures(folder: Path, printed: str) -> Report:
 def training_command(device: str, folder: Path) -> list[str]:
     """train_agent.py into the folder."""
     where = (f"--run.device={device}", f"--run.folder={folder}", "--run.name=agent", "--run.progress_bar=false")
-    return ["train_agent.py", "--config", str(CONFIG), *where]
+    return ["train_agent.py", "--config", str(folder / "given.yaml"), *where]
 
 
 def training_figures(folder: Path, printed: str) -> Report:

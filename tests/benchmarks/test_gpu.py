@@ -83,7 +83,7 @@ def test_what_fails_is_reported_and_the_rest_runs(main):
 def test_what_takes_too_long_is_ended_with_all_that_it_started(main, monkeypatch):
     monkeypatch.setattr(gpu, "GRACE", 0.5)
     start = time.monotonic()
-    code, report, _ = main(part("long", FORK), part("next", "print()"), minutes=0.05)
+    code, report, _ = main(part("long", FORK), part("next", "print()"), minutes=0.15)
     assert (code, report["parts"]["long"]["result"], report["parts"]["next"]["result"]) == (1, "out of time", "ok")
     assert report["parts"]["long"]["last_lines"][0] == "on"
     assert time.monotonic() - start < 20
@@ -135,7 +135,7 @@ def test_what_is_missing_is_named(monkeypatch, tmp_path):
         gpu.unpack(tmp_path)
 
 
-@pytest.mark.parametrize("arguments", [["--minutes", "0"], ["--json", "no/folder/x.json"]])
+@pytest.mark.parametrize("arguments", [["--minutes", "0"], ["--json", "no/folder/x.json"], ["--config", "no.yaml"]])
 def test_options_that_cannot_be(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu", *arguments])
     with pytest.raises(SystemExit) as stop:
