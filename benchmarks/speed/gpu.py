@@ -71,9 +71,11 @@ def main() -> None:
         parser.error(f"--json {options.json}: {options.json.parent} is no folder")
     if not options.config.is_file():
         parser.error(f"--config {options.config}: no such file")
-    end = time.monotonic() + 60 * options.minutes
+    start = time.monotonic()
+    end = start + 60 * options.minutes
     unpack(options.wheels)
     report = conditions_of(options.device, options.commit)
+    report["seconds_unpacking"] = round(time.monotonic() - start, 1)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(options.config, Path(folder) / "given.yaml")
         for part in PARTS:

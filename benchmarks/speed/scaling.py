@@ -17,9 +17,10 @@ most in a training of 32 steps a rollout; ``microseconds`` of processor time go 
 
 ``times``, processor seconds by least squares: a rollout's step takes rollout_fixed + rollout_each n_envs, a minibatch
 update_fixed + update_each batch_size; and of the clock, between two processes of this machine, an all-reduce takes
-latency + bytes / bandwidth. ``model`` is what follows for N processes, each with the configuration's environments and
-minibatches, so that both grow with N: ``efficiency`` is the speed over N times that of one. Over a network, latency and
-bandwidth are assumed, not measured. The model leaves out that processes wait for the slowest and for evaluations.
+latency + bytes / bandwidth. ``model`` is what follows for N processes, with totals ``growing``, where each has the
+configuration's environments and minibatches, and the ``same``, where each has its share of them: steps a second, over
+those of one process, and the share of the time that goes into ``talking``. Over a network, latency and bandwidth are
+assumed, not measured. The model leaves out that processes wait for the slowest and for evaluations.
 """
 
 from __future__ import annotations
@@ -102,20 +103,40 @@ def times(gradient_bytes: int, plan: Plan, repeats: int) -> dict[str, float]:
     }
 
 
-def model(times: Mapping[str, float], counts: Mapping[str, Any], link: Link, processes: int) -> dict[str, float]:
-    """Environment steps a second of so many processes, each as the configuration is, and what limits them."""
-    settings = settings_of(SIZES[0])
-    n_envs, n_steps, batch = settings.env.n_envs, settings.ppo.n_steps, settings.ppo.batch_size
+def model(
+    times: Mapping[str, float], counts: Mapping[str, Any], link: Link, processes: int, same_totals: bool = False
+) -> dict[str, float]:
+    """Environment steps a second of so many processes, and what limits them.
+
+    Each has the configuration's environments and minibatches or, with ``same_totals``, its share of them.
+    """
+    settings, share = settings_of(SIZES[0]), processes if same_totals else 1
+    n_envs, n_steps, batch = settings.env.n_envs / share, settings.ppo.n_steps, settings.ppo.batch_size / share
+    updates = counts["optimiser_steps"]
     compute = n_steps * (times["rollout_fixed"] + times["rollout_each"] * n_envs)
-    compute += counts["optimiser_steps"] * (times["update_fixed"] + times["update_each"] * batch)
+    compute += updates * (times["update_fixed"] + times["update_each"] * batch)
     sent = 2 * (processes - 1) / processes * counts["gradient_bytes"]
-    talk = counts["optimiser_steps"] * (sent / link.bandwidth + MESSAGES * math.log2(processes) * link.latency)
+    talk = updates * (sent / link.bandwidth + MESSAGES * math.log2(processes) * link.latency)
     return {
         "processes": processes,
         "steps_per_second": processes * n_envs * n_steps / (compute + talk),
-        "efficiency": compute / (compute + talk),
-        "megabytes_per_second": counts["optimiser_steps"] * sent / (compute + talk) / 1e6,  # of one process
+        "talking": talk / (compute + talk),
+        "megabytes_per_second": updates * sent / (compute + talk) / 1e6,  # of one process
     }
+
+
+def models(times: Mapping[str, float], counts: Mapping[str, Any]) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """By how the totals are, and by what joins the processes; ``over_one`` is the speed over that of one process."""
+    settings = settings_of(SIZES[0])
+    most = min(settings.env.n_envs, settings.ppo.batch_size // settings.ppo.seq_len)  # one environment, one sequence
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for totals in ("growing", "same"):
+        for name, link in ({"this machine": Link(times["latency"], times["bandwidth"])} | NETWORKS).items():
+            numbers = [n for n in PROCESSES if totals == "growing" or n <= most]
+            rows = [model(times, counts, link, n, totals == "same") for n in numbers]
+            one = rows[0]["steps_per_second"]
+            found.setdefault(totals, {})[name] = [row | {"over_one": row["steps_per_second"] / one} for row in rows]
+    return found
 
 
 def each(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -150,12 +171,15 @@ def tables(report: Mapping[str, Any]) -> str:
         lines.append(f"| {row['task']} | {row['n_envs']:,} | {sizes} |")
     lines += ["", "| task | kB an environment | kB in training |", "|---|---|---|"]
     lines += [f"| {task} | {one['held'] / 1e3:.1f} | {one['peak'] / 1e3:.1f} |" for task, one in report["each"].items()]
-    networks = list(report["model"])
-    lines += ["", "| processes | " + " | ".join(f"{name}: steps/s (efficiency)" for name in networks) + " |"]
-    lines += ["|---" * (1 + len(networks)) + "|"]
-    for rows in zip(*report["model"].values(), strict=True):
-        cells = " | ".join(f"{row['steps_per_second']:,.0f} ({row['efficiency']:.3f})" for row in rows)
-        lines.append(f"| {rows[0]['processes']} | {cells} |")
+    for totals, networks in report["model"].items():
+        lines += [
+            "",
+            f"| processes, {totals} totals | " + " | ".join(networks) + " |",
+            "|---" * (1 + len(networks)) + "|",
+        ]
+        for rows in zip(*networks.values(), strict=True):
+            cells = " | ".join(f"{row['steps_per_second']:,.0f} ({row['over_one']:.2f})" for row in rows)
+            lines.append(f"| {rows[0]['processes']} | {cells} |")
     return "\n".join(lines)
 
 
@@ -174,9 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     counted = counts()
     measured = times(counted["gradient_bytes"], plan, options.repeats)
     rows = [job("hold", task, number) for task in plan.tasks for number in plan.environments]
-    links = {"this machine": Link(measured["latency"], measured["bandwidth"])} | NETWORKS
-    models = {name: [model(measured, counted, link, n) for n in PROCESSES] for name, link in links.items()}
-    report = {"counts": counted, "times": measured, "memory": rows, "each": each(rows), "model": models}
+    model_of = models(measured, counted)
+    report = {"counts": counted, "times": measured, "memory": rows, "each": each(rows), "model": model_of}
     print(tables(report))
     assumed = {name: link._asdict() for name, link in NETWORKS.items()}
     write(options.json, "scaling", conditions(threads=1) | {"assumed": assumed} | report)

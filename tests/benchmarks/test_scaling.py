@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from benchmarks.report import ROOT
 from benchmarks.speed import costs, scaling
 from benchmarks.speed.scaling import Link, Plan
 
@@ -54,12 +55,26 @@ def test_model():
     compute = 128 * (0.002 + 0.0001 * 64) + 32 * (0.01 + 0.0001 * 1024)
     one = scaling.model(TIMES, counts, Link(1e-3, 1e8), 1)
     assert one["steps_per_second"] == pytest.approx(64 * 128 / compute)
-    assert (one["efficiency"], one["megabytes_per_second"]) == (1, 0)
+    assert (one["talking"], one["megabytes_per_second"]) == (0, 0)
     four = scaling.model(TIMES, counts, Link(1e-3, 1e8), 4)
     talk = 32 * (1.5e6 / 1e8 + scaling.MESSAGES * 2 * 1e-3)
     assert four["steps_per_second"] == pytest.approx(4 * 64 * 128 / (compute + talk))
-    assert four["efficiency"] == pytest.approx(four["steps_per_second"] / 4 / one["steps_per_second"])
+    assert 1 - four["talking"] == pytest.approx(four["steps_per_second"] / 4 / one["steps_per_second"])
     assert four["megabytes_per_second"] == pytest.approx(32 * 1.5 / (compute + talk))
+
+
+def test_model_of_the_same_totals():
+    """Each of four processes has sixteen environments and minibatches of 256 steps."""
+    counts = {"optimiser_steps": 32, "gradient_bytes": 1e6}
+    four = scaling.model(TIMES, counts, Link(0.0, 1e30), 4, same_totals=True)
+    compute = 128 * (0.002 + 0.0001 * 16) + 32 * (0.01 + 0.0001 * 256)
+    assert four["steps_per_second"] == pytest.approx(64 * 128 / compute)
+    found = scaling.models(TIMES | {"latency": 0.0, "bandwidth": 1e30}, counts)
+    assert [row["processes"] for row in found["growing"]["this machine"]] == [1, 2, 4, 8, 16, 32, 64]
+    assert [row["processes"] for row in found["same"]["this machine"]] == [1, 2, 4, 8, 16, 32], "one sequence each"
+    assert found["growing"]["this machine"][2]["over_one"] == pytest.approx(4)
+    one = 128 * (0.002 + 0.0001 * 64) + 32 * (0.01 + 0.0001 * 1024)
+    assert found["same"]["this machine"][2]["over_one"] == pytest.approx(one / compute)
 
 
 def test_times_are_of_lines(monkeypatch):
@@ -97,9 +112,15 @@ def test_report(monkeypatch, tmp_path, capsys):
     scaling.main(["--json", str(file)])
     written = json.loads(file.read_text())
     assert written["each"]["fbrl/HiddenAutomaton-v0"] == pytest.approx({"held": 2000, "peak": 9000})
-    assert [row["processes"] for row in written["model"]["this machine"]] == list(scaling.PROCESSES)
+    assert [row["processes"] for row in written["model"]["growing"]["this machine"]] == list(scaling.PROCESSES)
     assert len(written["memory"]) == 9
     assert capsys.readouterr().out.strip() == scaling.tables(written)
+
+
+def test_the_page_shows_the_report():
+    report = json.loads((ROOT / "benchmarks/results/scaling.json").read_text())
+    page = (ROOT / "docs/scaling.md").read_text().splitlines()
+    assert {line for line in scaling.tables(report).splitlines() if line.startswith("|")} <= set(page)
 
 
 @pytest.mark.slow
