@@ -14,6 +14,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
+from benchmarks.learning import control
 from experiment.agents import make_model
 from experiment.environments import make_envs
 from experiment.parsing import load_settings
@@ -69,6 +70,17 @@ def test_both_forms_of_the_scan_learn_the_same(config):
     assert np.array_equal(actions, plain_actions)
     assert torch.equal(before, plain_before)
     assert (fast - plain).norm() < 1e-4 * (plain - before).norm()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_readmes_cartpole(seed):
+    """After 50,000 steps, whose returns are up to 500 and not normalised."""
+    assert control.run("CartPole", "MemoryPPO", seed)["return"] >= 200
+
+
+def test_the_learning_test_of_recurrent_ppo():
+    """That of sb3-contrib, with its settings and what it asks for."""
+    assert control.run("CartPoleNoVel-50k", "MemoryPPO", 0)["return"] >= 450
 
 
 class HiddenVelocity(gym.ObservationWrapper):
