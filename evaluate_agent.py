@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from jsonargparse import Namespace
 from stable_baselines3 import PPO
 
+from experiment import files
 from experiment.agents import check_agent, find_agent
 from experiment.insight import VIDEO_EPISODES, check_attention, check_recordable, write_page, write_stills, write_video
-from experiment.parsing import OneLineParser, fail
+from experiment.output import reporting
+from experiment.parsing import OneLineParser
 from experiment.playing import How, as_json, as_table, check_pictures, evaluate
 from experiment.saved import load
 from experiment.settings import EnvSettings, SettingsError, check_device
@@ -36,6 +39,9 @@ def make_parser() -> OneLineParser:
     parser.add_argument("--seed", type=int, default=How.seed, help="seed of the environments and sampled actions")
     parser.add_argument("--env.id", help="another task than the agent was trained on, with the same observations")
     parser.add_argument("--env.kwargs", type=dict | None, help='its keyword arguments, such as {"corridor": 40}')
+    parser.add_argument(
+        "--max_steps", type=int, default=How.max_steps, help="cut an episode after so many steps: it is then not solved"
+    )
     parser.add_argument("--json", help="new file for the result")
     parser.add_argument(
         "--video",
@@ -59,6 +65,8 @@ def check_arguments(args: Namespace) -> None:
         raise SettingsError("--episodes cannot go with --exhaustive, which plays every start state once")
     if args.episodes is not None and args.episodes < 1:
         raise SettingsError(f"--episodes must be at least 1, got {args.episodes}")
+    if args.max_steps < 1:
+        raise SettingsError(f"--max_steps must be at least 1, got {args.max_steps}")
     if args.seed < 0:
         raise SettingsError(f"--seed must be at least 0, got {args.seed}")
     if args.control not in (None, "zero-memory"):
@@ -91,7 +99,8 @@ def check_what_is_drawn(args: Namespace, agent: PPO, env: EnvSettings) -> None:
 def how_to_play(args: Namespace) -> How:
     """What the arguments ask for."""
     episodes = How.episodes if args.episodes is None else args.episodes
-    return How(episodes, args.exhaustive, args.deterministic, args.control == "zero-memory", args.seed)
+    zero_memory = args.control == "zero-memory"
+    return How(episodes, args.exhaustive, args.deterministic, zero_memory, args.seed, args.max_steps)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -106,27 +115,23 @@ def main(arguments: list[str] | None = None) -> None:
         id=args.env.id or settings.env.id,
         kwargs=settings.env.kwargs if args.env.kwargs is None else args.env.kwargs,
     )
-    check_agent(checkpoint, agent, settings)
     check_what_is_drawn(args, agent, settings.env)
-    summary = evaluate(agent, settings.env, how)
+    summary = evaluate(agent, settings.env, how, partial(check_agent, checkpoint, agent, settings))
     task = " ".join([settings.env.id, *(f"{name}={value}" for name, value in settings.env.kwargs.items())])
     print(as_table(summary, f"{checkpoint} on {task}", how))
     if args.json:
-        with Path(args.json).open("x") as file:
-            json.dump(as_json(summary, checkpoint, agent, settings.env, how), file, indent=2)
-            file.write("\n")
+        result = as_json(summary, checkpoint, agent, settings.env, how)
+        files.write_new(Path(args.json), json.dumps(result, indent=2) + "\n")
     if args.video:
-        write_video(agent, settings.env, how, Path(args.video))
+        with files.new_file(Path(args.video)) as file:
+            write_video(agent, settings.env, how, file)
     if args.html:
-        write_page(agent, settings.env, how, Path(args.html), checkpoint, task)
+        with files.new_file(Path(args.html)) as file:
+            write_page(agent, settings.env, how, file, checkpoint, task)
     if args.stills:
         write_stills(agent, settings.env, how, Path(args.stills))
 
 
 if __name__ == "__main__":
-    try:
+    with reporting():
         main()
-    except (ValueError, FloatingPointError, OSError) as error:
-        fail(error)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None

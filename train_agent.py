@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from experiment.distributed import of_first, process_group, say
-from experiment.parsing import OneLineParser, add_settings, fail, load_settings, to_settings
+from experiment.output import reporting
+from experiment.parsing import OneLineParser, add_settings, load_settings, to_settings
 from experiment.runs import run_folder
 from experiment.settings import Settings, SettingsError
-from experiment.training import FINAL_EPISODES, control_of, final_line, train
+from experiment.training import control_of, final_line, final_title, train
 
 
 def parse(arguments: list[str] | None = None) -> tuple[Settings, Path | None]:
@@ -45,21 +46,16 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, Path | None]:
 
 def main() -> None:
     """The script; of several processes that ``torchrun`` starts, each runs it."""
-    try:
-        with process_group():
-            settings, resume = of_first(parse)
-            control = control_of(settings)
-            if control is not None:
-                of_first(partial(run_folder, control))  # refuse now and not after the training
-            lines = [of_first(partial(final_line, settings, train(settings, resume)))]
-            if control is not None:
-                lines.append(of_first(partial(final_line, control, train(control))))
-            say(f"{settings.env.id}, {FINAL_EPISODES} episodes, the most probable action, 95 % intervals:")
-            say("\n".join(lines))
-    except (ValueError, FloatingPointError, OSError) as error:
-        fail(error)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    with reporting(), process_group():
+        settings, resume = of_first(parse)
+        control = control_of(settings)
+        if control is not None:
+            of_first(partial(run_folder, control))  # refuse now and not after the training
+        lines = [of_first(partial(final_line, settings, train(settings, resume)))]
+        if control is not None:
+            lines.append(of_first(partial(final_line, control, train(control))))
+        say(final_title(settings))
+        say("\n".join(lines))
 
 
 if __name__ == "__main__":

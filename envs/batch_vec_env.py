@@ -27,11 +27,15 @@ class BatchVecEnv(VecEnv):
     Args:
         task: the task in N environments.
         seed: of environment 0.
+        limit: steps after which an episode is cut, if it does not end before; ``info["cut"]`` is then true, and it is
+            no success.
     """
 
-    def __init__(self, task: BatchTask, seed: int) -> None:
+    limit: int | None = None
+
+    def __init__(self, task: BatchTask, seed: int, limit: int | None = None) -> None:
         super().__init__(task.n_envs, task.observation_space, task.action_space)
-        self.task = task
+        self.task, self.limit = task, limit
         self.rngs: list[np.random.Generator] = []  # one each, from the first reset on
         self._actions = np.zeros(task.n_envs, dtype=np.int64)
         self._lengths = np.zeros(task.n_envs, dtype=np.int64)
@@ -62,6 +66,10 @@ class BatchVecEnv(VecEnv):
         observations = self.task.observe()
         self._lengths += 1
         self._returns += rewards
+        cut = np.zeros_like(terminated)
+        if self.limit is not None:
+            cut = (self._lengths >= self.limit) & ~(terminated | truncated)
+        truncated, success = truncated | cut, success & ~cut
         dones = terminated | truncated
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         ended = np.flatnonzero(dones).tolist()
@@ -71,6 +79,7 @@ class BatchVecEnv(VecEnv):
                 "terminal_observation": observations[index],
                 "is_success": bool(success[index]),
                 "episode": self._episode(index),
+                **({"cut": True} if cut[index] else {}),
             }
         if ended:
             observations = self._start(ended)  # in an array of its own

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from experiment.environments import make_env
+from experiment.environments import closed_after, evaluation_envs
 from experiment.parsing import load_settings
 from experiment.settings import Settings, SettingsError
 from fbrl import MemoryPPO
@@ -23,7 +22,6 @@ from fbrl.cores.core import Core
 from fbrl.cores.names import CORES, core_kwargs
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
 from fbrl.policy import MemoryPolicy
-from fbrl.vec_env import FiniteVecEnv, stack_frames
 
 
 def make_model(settings: Settings, env: VecEnv) -> PPO:
@@ -79,22 +77,31 @@ def find_agent(given: str) -> tuple[Path, Settings]:
     return checkpoint, load_settings(config)
 
 
-def check_agent(path: Path, agent: PPO, settings: Settings) -> None:
-    """Raises SettingsError where the agent is not the one that config.yaml describes, or cannot play the task."""
+def check_agent(path: Path, agent: PPO, settings: Settings, env: VecEnv | None = None) -> None:
+    """Raises SettingsError where the agent is not the one that config.yaml describes, or cannot play the task.
+
+    The task is that of ``env``, or of one that is made and closed again.
+    """
     if isinstance(agent.policy, MemoryPolicy):
         check_core(path, agent.policy.core_class, agent.policy.core_kwargs, settings)
     else:
         check_core(path, None, {}, settings)
-    stacked = stack_frames(FiniteVecEnv([partial(make_env, settings.env)]), settings.env.frame_stack)
-    env = agent._wrap_env(stacked)  # turns pictures as Stable-Baselines3 does before training
+    if env is None:
+        with closed_after(evaluation_envs(settings.env, 0, 1)) as made:
+            _check_spaces(path, agent, settings, made)
+    else:
+        _check_spaces(path, agent, settings, env)
+
+
+def _check_spaces(path: Path, agent: PPO, settings: Settings, env: VecEnv) -> None:
+    wrapped = agent._wrap_env(env)  # turns pictures as Stable-Baselines3 does before training
     for name, saved, given in (
-        ("observations", agent.observation_space, env.observation_space),
-        ("actions", agent.action_space, env.action_space),
+        ("observations", agent.observation_space, wrapped.observation_space),
+        ("actions", agent.action_space, wrapped.action_space),
     ):
         if saved != given:
             what = f"the agent's {name} are {describe(saved)}"
             raise SettingsError(f"{path}: {what}, but those of {settings.env.id} are {describe(given)}")
-    env.close()
 
 
 def check_core(path: Path, core_class: type[Core] | None, sizes: Mapping[str, Any], settings: Settings) -> None:

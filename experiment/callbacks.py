@@ -1,33 +1,27 @@
-"""What a training run does beside learning: evaluations, checkpoints, figures about the memory, a progress bar."""
+"""What a training run does beside learning: checkpoints, schedules, figures about the memory, a progress bar."""
 
 from __future__ import annotations
 
-import contextlib
-import json
+import copy
 import sys
-import zipfile
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor, safe_mean
-from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
-from experiment import files
-from experiment.checkpoints import agent_bytes, save_checkpoint
-from experiment.distributed import in_any
+from experiment.checkpoints import save_alone, save_checkpoint
+from experiment.distributed import in_any, rank
 from experiment.settings import Settings
 from fbrl.cores.feedback import FeedbackTransformer
-from fbrl.evaluation import play, summarise
 from fbrl.figures import log_rollout
 from fbrl.memory import Memory
 from fbrl.policy import MemoryPolicy
 from fbrl.ppo import MemoryPPO
 
-EVALUATION = "evaluation.json"  # the member of best.zip that says how good the agent was
+COUNTERS = ("num_timesteps", "_n_updates", "_current_progress_remaining", "ent_coef")
 SHARES = ("environment", "acting", "update")  # of the time, as ``TimeShares`` logs them; shown in the progress bar
 
 
@@ -45,96 +39,26 @@ class BetweenUpdates(BaseCallback):
         """Called before the first step of every rollout."""
 
 
-class Evaluate(BetweenUpdates):
-    """Evaluates with the most probable action and keeps the best agent.
+class Finished(BetweenUpdates):
+    """Keeps a copy of the agent as of the last finished update, to be saved where the next does not finish."""
 
-    Writes a line to ``evaluations.jsonl`` and before it, where success (return, for a task that reports no success) is
-    at least the best so far, ``best.zip``, which holds that line too. Every evaluation starts from the same seed, so
-    that two of them can be compared.
-
-    Args:
-        env: the environments to play in, not those of the training.
-        folder: the run folder.
-        every: environment steps between evaluations.
-        episodes: of one evaluation.
-        seed: of the environments.
-        stop_at: ends the training once this success rate is reached.
-    """
-
-    def __init__(
-        self, env: VecEnv, folder: Path, every: int, episodes: int, seed: int, stop_at: float | None = None
-    ) -> None:
-        super().__init__()
-        self.env, self.file, self.best_file = env, folder / "evaluations.jsonl", folder / "best.zip"
-        self.every, self.episodes, self.seed, self.stop_at = every, episodes, seed, stop_at
-        self.reached = False
-
-    def _on_training_start(self) -> None:
-        lines = _read_lines(self.file)
-        self.best = self._best_so_far(lines)
-        # evaluations of steps after the checkpoint that is resumed are made again
-        self.lines = [line for line in lines if line["timesteps"] <= self.model.num_timesteps]
-        self._write_lines()
-        self.reached = bool(self.lines) and self._is_enough(self.lines[-1])
-        self.next = (self.lines[-1]["timesteps"] if self.lines else 0) + self.every
-
-    def _best_so_far(self, lines: list[dict[str, Any]]) -> float:
-        """The score of the agent in ``best.zip``, which may be of a step after the checkpoint that is resumed."""
-        try:
-            with zipfile.ZipFile(self.best_file) as archive:
-                return _score(json.loads(archive.read(EVALUATION)))
-        except KeyError:  # an earlier version's, whose file did not say
-            return max(map(_score, lines), default=float("-inf"))
-        except (OSError, zipfile.BadZipFile):  # none, or half of one, which an earlier version may have left
-            return float("-inf")
-
-    def _write_lines(self) -> None:
-        files.write(self.file, "".join(json.dumps(line) + "\n" for line in self.lines))
-
-    def _on_step(self) -> bool:
-        return not self.reached
+    steps: int | None = None  # None before the first rollout
 
     def between_updates(self) -> None:
-        """Evaluates where it is time to."""
-        if self.model.num_timesteps >= self.next:
-            self.evaluate()
+        """Copies weights, optimiser and counters."""
+        if rank() == 0:
+            self._parameters = copy.deepcopy(self.model.get_parameters())
+            self._counters = {name: getattr(self.model, name) for name in COUNTERS}
+            self.steps = self.model.num_timesteps
 
-    def evaluate(self) -> dict[str, Any]:
-        """Evaluates now; returns the line that was written."""
-        self.next = self.model.num_timesteps + self.every
-        self.env.seed(self.seed)
-        summary = summarise(play(self.model, self.env, self.episodes, deterministic=True))
-        line = {
-            "timesteps": self.model.num_timesteps,
-            "success": None if summary.success is None else summary.success.value,
-            "return": summary.returns.value,
-            "length": summary.length.value,
-        }
-        for key in ("success", "return", "length"):
-            if line[key] is not None:
-                self.model.logger.record(f"eval/{key}", line[key])
-        if _score(line) >= self.best:
-            self.best = _score(line)
-            files.write(self.best_file, agent_bytes(self.model, **{EVALUATION: json.dumps(line).encode()}))  # type: ignore[arg-type]
-        self.lines.append(line)
-        self._write_lines()
-        self.reached = self._is_enough(line)
-        return line
-
-    def _is_enough(self, line: dict[str, Any]) -> bool:
-        return self.stop_at is not None and line["success"] is not None and bool(line["success"] >= self.stop_at)
-
-
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    lines = []
-    for text in file.read_text().splitlines() if file.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):  # what a killed process of an earlier version left unfinished
-            lines.append(json.loads(text))
-    return lines
-
-
-def _score(line: dict[str, Any]) -> float:
-    return float(line["return"] if line["success"] is None else line["success"])
+    def save(self, folder: Path, settings: Settings) -> int:
+        """Saves it as the run's checkpoint, with new episodes; returns its steps."""
+        assert self.steps is not None
+        self.model.set_parameters(self._parameters, device=self.model.device)  # type: ignore[arg-type]
+        for name, value in self._counters.items():
+            setattr(self.model, name, value)
+        save_alone(self.model, folder, settings, "an error ended them")  # type: ignore[arg-type]
+        return self.steps
 
 
 class Checkpoint(BetweenUpdates):
@@ -151,6 +75,7 @@ class Checkpoint(BetweenUpdates):
         self.stop_asked = self.stopped = False
 
     def _on_training_start(self) -> None:
+        self.saved_at = self.model.num_timesteps  # a training starts with a checkpoint, or from one
         self.next = self.model.num_timesteps + self.every
 
     def _on_step(self) -> bool:

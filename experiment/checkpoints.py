@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
-import random
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -18,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import numpy as np
-import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_wrapper
 
 from experiment import files
 from experiment.distributed import gather, of_first, rank, say, share, size
 from experiment.episodes import Packed, pack, unpack
+from experiment.events import logger_to, pending
+from experiment.randomness import random_states, set_random_states
 from experiment.settings import Settings, SettingsError
 from fbrl.finite import NotFiniteError
 from fbrl.novelty import EpisodicNovelty
@@ -46,44 +45,48 @@ def agent_bytes(model: PPO, **more: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def check_weights(model: PPO) -> None:
-    """Raises NotFiniteError where a weight is not finite."""
-    if not all(weight.isfinite().all() for weight in model.policy.parameters()):
-        raise NotFiniteError(f"the weights are not finite after {model.num_timesteps} steps; nothing was saved")
-
-
-def save_checkpoint(model: PPO, folder: Path, settings: Settings, new_episodes: str | None = None) -> None:
+def save_checkpoint(model: PPO, folder: Path, settings: Settings) -> None:
     """Replaces the run's checkpoint; at every moment the folder holds a whole one.
 
     To be called between two updates, and in all processes: a rollout that is under way is not kept. The first process
     writes what all of them hold.
 
-    Args:
-        model: what is saved.
-        folder: the run's.
-        settings: the run's.
-        new_episodes: why the episodes are not to be carried on, if they are not.
-
     Raises:
         NotFiniteError: where a weight is not finite; the checkpoint before stays.
         FileError: where it cannot be written; the checkpoint before stays.
     """
-    check_weights(model)
+    _check_weights(model)
+    states = gather(_state(model, settings, pack(model.env)))
+    if rank() == 0:
+        _write(model, folder, states)
+
+
+def save_alone(model: PPO, folder: Path, settings: Settings, why: str) -> None:
+    """As ``save_checkpoint``, by this process alone and without the episodes under way; ``why`` they do not go on."""
+    _check_weights(model)
+    _write(model, folder, [_state(model, settings, Packed(why=why))])
+
+
+def _check_weights(model: PPO) -> None:
+    if not all(weight.isfinite().all() for weight in model.policy.parameters()):
+        raise NotFiniteError(f"the weights are not finite after {model.num_timesteps} steps; nothing was saved")
+
+
+def _state(model: PPO, settings: Settings, env: Packed) -> dict[str, Any]:
+    """What a process holds beside the agent."""
     memory = getattr(model, "_last_state", None)
-    state = {
+    return {
         "settings": asdict(settings),
         "num_timesteps": model.num_timesteps,
-        "env": pack(model.env) if new_episodes is None else Packed(why=new_episodes),
+        "env": env,
         **{name: getattr(model, name) for name in CARRIED},
         "memory": None if memory is None else tuple(part.cpu().clone() for part in memory),
-        "random": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None,
+        "logged": pending(getattr(model, "_logger", None)),
+        **random_states(),
     }
-    states = gather(state)
-    if rank() > 0:
-        return
+
+
+def _write(model: PPO, folder: Path, states: list[dict[str, Any]]) -> None:
     resume = cloudpickle.dumps(states[0] | {"others": states[1:]})
     files.write(folder / "last.zip", agent_bytes(model, **{RESUME: resume}))
     with contextlib.suppress(OSError):
@@ -164,8 +167,9 @@ def load_checkpoint(folder: Path, settings: Settings, make: Callable[[], VecEnv]
         model.env.seed(mine.run.seed + model.num_timesteps)  # new ones, and not those of the run's start again
         if (novelty := unwrap_vec_wrapper(model.env, EpisodicNovelty)) is not None:
             novelty.steps_done = model.num_timesteps // size()
+    model.set_logger(logger_to(None, state.get("logged", {})))
     if as_before:
-        _set_random_states(state)
+        set_random_states(state)
     return model
 
 
@@ -174,11 +178,3 @@ def _unpack(state: dict[str, Any]) -> tuple[VecEnv | None, str | None]:
     if env is None or isinstance(env, bytes):  # of an earlier version
         env = Packed(env, None if env is not None else "they cannot be pickled")
     return unpack(env)
-
-
-def _set_random_states(state: dict[str, Any]) -> None:
-    random.setstate(state["random"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
+import traceback
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,11 +19,16 @@ import envs
 from envs.batch import TaskEnv
 from envs.batch_vec_env import BatchVecEnv
 from envs.pool import EnvPoolVecEnv
+from envs.seeding import SeededFirstReset
+from experiment.distributed import say
 from experiment.settings import EnvSettings, SettingsError
 from fbrl.novelty import EpisodicNovelty
 from fbrl.spaces import check_spaces
-from fbrl.vec_env import FiniteVecEnv, stack_frames
+from fbrl.vec_env import FiniteVecEnv, StepLimit, TaskError, stack_frames
 
+ROOT = Path(__file__).parents[1]
+# what tasks answer to arguments that they do not know or like, or where something that they need is missing
+ARGUMENT_ERRORS = (TypeError, ValueError, AssertionError, LookupError, ImportError, OSError, gym.error.Error)
 INSTEAD = {  # what envs.make takes itself, and the settings that say it
     "previous_action": "env.previous_action",
     "previous_reward": "env.previous_reward",
@@ -38,65 +48,121 @@ def all_kwargs(env: EnvSettings) -> dict[str, Any]:
 
 
 def make_env(env: EnvSettings, **kwargs: Any) -> gym.Env[Any, Any]:
-    """One environment; raises SettingsError where the task cannot be made."""
+    """One environment.
+
+    Raises:
+        SettingsError: where the task cannot be made.
+        TaskError: where it fails in a way that arguments hardly explain; with the task's own error.
+    """
     task_kwargs = all_kwargs(env)
+    around = f" and env.wrappers {env.wrappers}" if env.wrappers else ""
+    task = f"env.id {env.id} with env.kwargs {env.kwargs}{around}"
     try:
         return envs.make(env.id, **kwargs, **task_kwargs)
-    except Exception as error:  # whatever a task says to keyword arguments that it does not know or like
-        around = f" and env.wrappers {env.wrappers}" if env.wrappers else ""
-        task = f"env.id {env.id} with env.kwargs {env.kwargs}{around}"
-        raise SettingsError(f"{task} cannot be made: {error}") from error
+    except ARGUMENT_ERRORS as error:  # whatever a task says to keyword arguments that it does not know or like
+        raise SettingsError(f"{task} cannot be made: {error}{_place(error)}") from error
+    except Exception as error:
+        raise TaskError(f"{task} cannot be made: {type(error).__name__}: {error}") from error
 
 
-def make_batch(env: EnvSettings, seed: int, n_envs: int) -> BatchVecEnv | None:
+def _place(error: BaseException) -> str:
+    """Where in a user's own code an error was raised, as text; nothing where that was elsewhere."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    file = Path(frame.f_code.co_filename)
+    ours = ROOT / "envs" in file.parents or ROOT / "fbrl" in file.parents
+    return "" if ours or "site-packages" in file.parts or not file.is_file() else f" ({file}, line {line})"
+
+
+def make_batch(env: EnvSettings, seed: int, n_envs: int, limit: int | None = None) -> BatchVecEnv | None:
     """``n_envs`` environments that are stepped at once, or None where the task is not written so.
 
     Raises:
         SettingsError: where the task cannot be made.
     """
-    made = make_env(env)
+    first = make_env(env, seed=seed)
+    try:
+        return _batch(first, seed, n_envs, limit)
+    finally:
+        first.close()
+
+
+def _batch(first: gym.Env[Any, Any], seed: int, n_envs: int, limit: int | None) -> BatchVecEnv | None:
     # anything around the task, such as the previous action or a time limit, is known to single environments only
-    return BatchVecEnv(made.batch(n_envs), seed) if isinstance(made, TaskEnv) else None
+    task = first.env if isinstance(first, SeededFirstReset) else first
+    return BatchVecEnv(task.batch(n_envs), seed, limit) if isinstance(task, TaskEnv) else None
 
 
-def make_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
+def make_envs(env: EnvSettings, seed: int, n_envs: int, limit: int | None = None) -> VecEnv:
     """``n_envs`` environments of the task, seeded with seed, seed + 1, ..., that log whole episodes; with the bonus.
 
+    No more than these are made.
+
+    Args:
+        env: the task.
+        seed: of the first.
+        n_envs: how many.
+        limit: steps after which an episode is cut; None for none but the task's own.
+
     Raises:
-        SettingsError: where the task cannot be made.
-        ValueError: where its observations cannot be stacked as env.frame_stack asks.
+        SettingsError: where the task cannot be made, its spaces are not supported, or its observations cannot be
+            stacked, or counted for the bonus, as the settings ask.
     """
-    made = _unstacked_envs(env, seed, n_envs)
-    if env.novelty:
-        own = {"previous_action", "previous_reward"}  # what the agent did is no news
-        made = EpisodicNovelty(made, env.novelty, env.novelty_steps, ignored=own)
-    return stack_frames(made, env.frame_stack)
+    made = _pool(env, seed, n_envs) if env.engine == "envpool" else in_python(env, seed, n_envs, limit, Monitor)
+    try:
+        if env.novelty:
+            own = {"previous_action", "previous_reward"}  # what the agent did is no news
+            made = EpisodicNovelty(made, env.novelty, env.novelty_steps, ignored=own)
+        return stack_frames(made, env.frame_stack)
+    except ValueError as error:
+        made.close()
+        raise SettingsError(str(error)) from error
 
 
-def _unstacked_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
-    """As ``make_envs``, whose observations are not stacked yet."""
-    if env.engine == "envpool":
-        task_kwargs = all_kwargs(env)
+def in_python(
+    env: EnvSettings, seed: int, n_envs: int, limit: int | None = None, wrap: Callable[[Any], Any] = lambda one: one
+) -> VecEnv:
+    """The environments alone, each in ``wrap``; raises as ``make_envs``."""
+    made = [make_env(env, seed=seed)]
+    try:
+        check_spaces(made[0])
+        batch = _batch(made[0], seed, n_envs, limit)
+        if batch is not None:
+            made[0].close()
+            return batch
+        # one process: on a few cores, environments in processes of their own are slower than the time they take
+        made += [make_env(env, seed=seed + index) for index in range(1, n_envs)]
+        if limit is not None:
+            made = [StepLimit(one, limit) for one in made]
+        return FiniteVecEnv([partial(wrap, one) for one in made])
+    except BaseException as error:
+        for one in made:
+            one.close()
+        if type(error) is ValueError:  # of check_spaces
+            raise SettingsError(str(error)) from error
+        raise
+
+
+def _pool(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
+    task_kwargs = all_kwargs(env)
+    try:
+        return EnvPoolVecEnv(env.id, n_envs, seed, **task_kwargs)
+    except Exception as error:  # as in make_env
+        task = f"env.id {env.id} with env.kwargs {env.kwargs}"
+        raise SettingsError(f"{task} cannot be made by env.engine envpool: {error}") from error
+
+
+@contextlib.contextmanager
+def closed_after(env: VecEnv) -> Iterator[VecEnv]:
+    """Closes the environments in the end; what that raises does not hide an error before it, nor lose a result."""
+    try:
+        yield env
+    finally:
         try:
-            return EnvPoolVecEnv(env.id, n_envs, seed, **task_kwargs)
-        except Exception as error:  # as in make_env
-            task = f"env.id {env.id} with env.kwargs {env.kwargs}"
-            raise SettingsError(f"{task} cannot be made by env.engine envpool: {error}") from error
-
-    batch = make_batch(env, seed, n_envs)
-    if batch is not None:
-        check_spaces(batch)
-        return batch
-
-    def make(seed: int) -> gym.Env[Any, Any]:
-        made = make_env(env, seed=seed)
-        check_spaces(made)
-        return Monitor(made)
-
-    # one process: on a few cores, environments in processes of their own are slower than the time they take
-    return FiniteVecEnv([partial(make, seed + index) for index in range(n_envs)])
+            env.close()
+        except Exception as error:
+            say(f"warning: closing the environments: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def evaluation_envs(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
+def evaluation_envs(env: EnvSettings, seed: int, n_envs: int, limit: int | None = None) -> VecEnv:
     """As ``make_envs``, without the bonus, and always by minigrid: of the same levels whatever the training takes."""
-    return make_envs(dataclasses.replace(env, engine="minigrid", novelty=0.0), seed, n_envs)
+    return make_envs(dataclasses.replace(env, engine="minigrid", novelty=0.0), seed, n_envs, limit)

@@ -52,6 +52,26 @@ def write_new(path: Path, data: bytes | str) -> None:
         raise
 
 
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary file's path, with the ending of ``path``, to be written by others; in the end it gets that name.
+
+    Raises:
+        FileError: where it cannot be written, or there already is such a file.
+    """
+    temporary = path.with_name(f"{path.stem}{TEMPORARY}{path.suffix}")
+    try:
+        yield temporary
+        if path.exists():
+            raise FileError(f"{path} cannot be written: File exists")
+        _replace(temporary, path)
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def _replace(temporary: Path, path: Path) -> None:
     for pause in PAUSES:
         try:

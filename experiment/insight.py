@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -44,12 +45,14 @@ def episodes(agent: PPO, env: EnvSettings, how: How, pictures: bool, max_steps: 
 
 def _environments(env: EnvSettings, how: How, render_mode: str | None) -> Iterator[gym.Env[Any, Any]]:
     if not how.exhaustive:
-        made = with_cue(make_env(env, seed=how.seed, render_mode=render_mode))
-        while True:
-            yield made
+        with contextlib.closing(with_cue(make_env(env, seed=how.seed, render_mode=render_mode))) as made:
+            while True:
+                yield made
     try:
         for state in start_states(env.id, **all_kwargs(env)):
-            yield with_cue(FixedStart(make_env(env, render_mode=render_mode), state.draws))
+            start = FixedStart(make_env(env, render_mode=render_mode), state.draws)
+            with contextlib.closing(with_cue(start)) as made:
+                yield made
     except StartStatesError as error:
         raise SettingsError(f"--exhaustive: {error}") from None
 
@@ -80,7 +83,8 @@ def write_page(agent: PPO, env: EnvSettings, how: How, file: Path, checkpoint: P
         shown += [episode for episode in emptied if not episode.success]
         told.append(EMPTIED)
     title = f"{checkpoint.parent.name}/{checkpoint.name}" + (", memory emptied before every step" * how.zero_memory)
-    names = action_names(make_env(env), agent.action_space)
+    with contextlib.closing(make_env(env)) as made:
+        names = action_names(made, agent.action_space)
     save_page(shown, file, about(agent, title, task), names, told)
 
 

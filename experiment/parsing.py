@@ -100,6 +100,7 @@ def settings_from(groups: dict[str, Any]) -> Settings:
 
 
 def fail(error: object) -> NoReturn:
-    """Ends a script on bad input: one line on stderr, exit code 2."""
-    print(f"error: {one_line(error)}", file=sys.stderr)
+    """Ends a script on bad input: one line on stderr, exit code 2; notes on an error belong to it."""
+    line = "; ".join(one_line(part) for part in (error, *getattr(error, "__notes__", [])))
+    print(f"error: {line}", file=sys.stderr)
     raise SystemExit(2)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecEnv
 
 from envs.start_states import FixedStart, StartState, StartStatesError, start_states
-from experiment.environments import all_kwargs, make_batch, make_env
+from experiment.environments import all_kwargs, closed_after, in_python, make_env
 from experiment.runs import versions
-from experiment.settings import EnvSettings, SettingsError
-from fbrl.evaluation import Estimate, Summary, play, summarise
-from fbrl.vec_env import FiniteVecEnv, stack_frames
+from experiment.settings import EnvSettings, RunSettings, SettingsError
+from fbrl.evaluation import Episodes, Estimate, Summary, play, summarise
+from fbrl.vec_env import FiniteVecEnv, StepLimit, stack_frames
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class How:
         deterministic: take the most probable actions, do not sample.
         zero_memory: empty the memory before every step.
         seed: of the environments and of the sampled actions; apart from 0, 1, 2, ..., which agents are trained with.
+        max_steps: steps after which an episode is cut, which then counts as not solved.
     """
 
     episodes: int = 200
@@ -37,6 +42,7 @@ class How:
     deterministic: bool = False
     zero_memory: bool = False
     seed: int = 1000
+    max_steps: int = RunSettings.eval_max_steps
 
     @property
     def most_probable(self) -> bool:
@@ -47,45 +53,70 @@ class How:
 def check_pictures(env: EnvSettings) -> None:
     """Raises SettingsError where the task draws no pictures for a video."""
     try:
-        modes = make_env(env).metadata.get("render_modes", [])
+        with contextlib.closing(make_env(env)) as made:
+            modes = made.metadata.get("render_modes", [])
         if "rgb_array" not in modes:
             raise SettingsError(f"its render modes are {modes}, without rgb_array")
-        made = make_env(env, render_mode="rgb_array")
-        made.reset()
-        if made.render_mode != "rgb_array" or made.render() is None:
-            raise SettingsError(f"made for rgb_array, its render mode is {made.render_mode}")
-        made.close()
+        with contextlib.closing(make_env(env, render_mode="rgb_array")) as made:
+            made.reset()
+            if made.render_mode != "rgb_array" or made.render() is None:
+                raise SettingsError(f"made for rgb_array, its render mode is {made.render_mode}")
     except Exception as error:  # whatever a task says where it cannot draw
         raise SettingsError(f"--video: {env.id} draws no pictures: {error}") from error
 
 
-def evaluate(agent: PPO, env: EnvSettings, how: How) -> Summary:
-    """Plays whole episodes, and says how they went; raises SettingsError where the task has too many start states."""
+def evaluate(agent: PPO, env: EnvSettings, how: How, check: Callable[[VecEnv], None] = lambda made: None) -> Summary:
+    """Plays whole episodes, and says how they went.
+
+    Args:
+        agent: who plays.
+        env: the task.
+        how: how many episodes, and how.
+        check: called with the environments before the first episode.
+
+    Raises:
+        SettingsError: where the task has too many start states; and what ``check`` raises.
+    """
     if how.exhaustive:
-        return exhaustive(agent, env, how.zero_memory)
+        return exhaustive(agent, env, how.zero_memory, how.max_steps, check)
     n_envs = min(env.n_envs, how.episodes)
-    seeds = range(how.seed, how.seed + n_envs)
-    batch = make_batch(env, how.seed, n_envs)
-    unstacked = batch or FiniteVecEnv([partial(make_env, env, seed=seed) for seed in seeds])
-    vec_env = stack_frames(unstacked, env.frame_stack)
-    set_random_seed(how.seed)
-    played = play(agent, vec_env, how.episodes, deterministic=how.deterministic, zero_memory=how.zero_memory)
+    made = stack_frames(in_python(env, how.seed, n_envs, how.max_steps), env.frame_stack)
+    with closed_after(made):
+        check(made)
+        set_random_seed(how.seed)
+        played = play(agent, made, how.episodes, deterministic=how.deterministic, zero_memory=how.zero_memory)
     return summarise(played)
 
 
-def exhaustive(agent: PPO, env: EnvSettings, zero_memory: bool = False) -> Summary:
-    """Plays every start state once with the most probable actions; raises SettingsError where there are too many."""
+def exhaustive(
+    agent: PPO,
+    env: EnvSettings,
+    zero_memory: bool = False,
+    max_steps: int = How.max_steps,
+    check: Callable[[VecEnv], None] = lambda made: None,
+) -> Summary:
+    """Plays every start state once with the most probable actions; raises SettingsError where there are too many.
+
+    Of start states, as many at a time as the settings have environments.
+    """
+    played = []
     try:
         states = start_states(env.id, **all_kwargs(env))
-        vec_env = stack_frames(FiniteVecEnv([partial(_start_at, env, state) for state in states]), env.frame_stack)
-        episodes = play(agent, vec_env, deterministic=True, zero_memory=zero_memory)
+        for first in range(0, len(states), env.n_envs):
+            some: list[Callable[[], gym.Env[Any, Any]]] = [
+                partial(_start_at, env, state, max_steps) for state in states[first : first + env.n_envs]
+            ]
+            with closed_after(stack_frames(FiniteVecEnv(some), env.frame_stack)) as made:
+                check(made)
+                played.append(play(agent, made, deterministic=True, zero_memory=zero_memory))
     except StartStatesError as error:
         raise SettingsError(f"--exhaustive: {error}") from None
+    episodes = Episodes(*(np.concatenate(parts) for parts in zip(*played, strict=True)))
     return summarise(episodes, [state.probability for state in states])
 
 
-def _start_at(env: EnvSettings, state: StartState) -> gym.Env[Any, Any]:
-    return FixedStart(make_env(env), state.draws)
+def _start_at(env: EnvSettings, state: StartState, max_steps: int) -> gym.Env[Any, Any]:
+    return StepLimit(FixedStart(make_env(env), state.draws), max_steps)
 
 
 def as_table(summary: Summary, title: str, how: How) -> str:
@@ -97,6 +128,8 @@ def as_table(summary: Summary, title: str, how: How) -> str:
         words = f"{summary.episodes} episode{'s' * (summary.episodes > 1)}, {actions}, seed {how.seed}"
     if how.zero_memory:
         words += "; memory emptied before every step"
+    if summary.cut:
+        words += f"; {summary.cut} cut after {how.max_steps:,} steps, which counts as not solved"
     rows = [title, words, "", f"{'':8}{'mean':>10}   95 % interval"]
     for name, estimate, unit in (
         ("success", summary.success, "%"),
@@ -128,6 +161,7 @@ def as_json(summary: Summary, checkpoint: Path, agent: PPO, env: EnvSettings, ho
         "deterministic": how.most_probable,
         "exhaustive": how.exhaustive,
         "control": "zero-memory" if how.zero_memory else None,
+        "cut": summary.cut,
     }
     for name, key, estimate in (
         ("success", "interval", summary.success),

@@ -135,7 +135,11 @@ class RunSettings:
         threads: CPU threads that PyTorch uses; null leaves PyTorch's default.
         cuda_graphs: On a GPU, replay the scan's kernels as CUDA graphs, captured once for each shape of a minibatch.
         eval_every: Environment steps between evaluations.
-        eval_episodes: Episodes of an evaluation, played with the most probable action.
+        eval_episodes: Episodes of an evaluation.
+        eval_envs: Environments that evaluations play in together, at most.
+        eval_max_steps: Steps after which an evaluation cuts an episode, which then counts as not solved.
+        eval_deterministic: Evaluations take the most probable actions; false: they sample, as the training does. They
+            decide which agent becomes best.zip.
         checkpoint_every: Environment steps between checkpoints that can be resumed.
         stop_at_success: Ends the training early once an evaluation reaches this success rate, 0 to 1; null means never.
         control: Train the memoryless control on the same task too, and print both.
@@ -150,6 +154,9 @@ class RunSettings:
     cuda_graphs: bool = True
     eval_every: int = 50_000
     eval_episodes: int = 64
+    eval_envs: int = 8
+    eval_max_steps: int = 10_000
+    eval_deterministic: bool = True
     checkpoint_every: int = 100_000
     stop_at_success: float | None = None
     control: bool = False
@@ -179,7 +186,8 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             *("env.n_envs", "env.frame_stack", "env.novelty_steps"),
             *("core.d_model", "core.n_layers", "core.n_heads", "core.window", "core.d_feedforward"),
             *("ppo.timesteps", "ppo.seq_len", "ppo.passes", "ppo.n_epochs"),
-            *("run.threads", "run.eval_every", "run.eval_episodes", "run.checkpoint_every"),
+            *("run.threads", "run.eval_every", "run.eval_episodes", "run.eval_envs", "run.eval_max_steps"),
+            "run.checkpoint_every",
         ),
     ),
     (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -13,12 +14,11 @@ from pathlib import Path
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.vec_env import VecEnv
 
 from experiment import files
 from experiment.agents import check_agent, make_model
-from experiment.callbacks import Checkpoint, EntropySchedule, Evaluate, MemoryFigures, ProgressBar, RolloutFigures
+from experiment.callbacks import Checkpoint, EntropySchedule, Finished, MemoryFigures, ProgressBar, RolloutFigures
 from experiment.checkpoints import load_checkpoint, save_checkpoint
 from experiment.distributed import (
     ProcessLost,
@@ -32,14 +32,19 @@ from experiment.distributed import (
     say,
     share,
 )
-from experiment.environments import evaluation_envs, make_envs
+from experiment.environments import closed_after, evaluation_envs, make_envs
+from experiment.evaluating import Evaluate
+from experiment.events import logger_to, pending, trim
+from experiment.randomness import apart
 from experiment.runs import create_run, never_began, note_resumed, run_folder
 from experiment.settings import Settings, check_device
 from experiment.timing import TimeShares
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.evaluation import load_agent, play, summarise
+from fbrl.finite import NotFiniteError
 
 FINAL_EPISODES = 200
+EVALUATION_SEED, FINAL_SEED = 1_000_000, 2_000_000  # beyond run.seed: evaluations on the way, and the last one
 
 
 class Interrupted(Exception):
@@ -48,14 +53,17 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def saving_on_interrupt(checkpoint: Checkpoint) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask for a checkpoint and the end; a second one ends at once."""
+    """Ctrl-C, SIGTERM and a closed terminal ask for a checkpoint and the end; a second one ends at once."""
 
     def ask(number: int, frame: object) -> None:
         checkpoint.stop_asked = True
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         say("\nsaving after this update (once more to stop at once) ...", file=sys.stderr)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else started with nohup
+        heard.append(signal.SIGHUP)
+    before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield
     finally:
@@ -64,29 +72,95 @@ def saving_on_interrupt(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def learn(model: PPO, settings: Settings, folder: Path) -> None:
-    """Trains up to ``ppo.timesteps``, evaluating and saving on the way; raises Interrupted after an interrupt."""
-    ppo, run, first = settings.ppo, settings.run, rank() == 0
+    """Trains up to ``ppo.timesteps``, evaluating and saving on the way.
+
+    Whatever is raised meanwhile, the agent as of the last finished update is saved first, and a note on the error says
+    how to go on.
+
+    Raises:
+        Interrupted: after an interrupt.
+    """
+    first, env, run = rank() == 0, settings.env, settings.run
     if isinstance(core := getattr(model.policy, "core", None), FastFeedbackTransformer):
         core.cuda_graphs = run.cuda_graphs
-    model.set_logger(configure(str(folder), ["tensorboard"]) if first else Logger(None, []))
-    eval_env = evaluation_envs(settings.env, run.seed + 1_000_000, min(run.eval_episodes, 64) if first else 1)
-    evaluate = Evaluate(eval_env, folder, run.eval_every, run.eval_episodes, run.seed + 1_000_000, run.stop_at_success)
-    checkpoint, bar = Checkpoint(folder, settings), ProgressBar(run.progress_bar and first)
-    callbacks: list[BaseCallback] = [Together(lambda: evaluate.reached), checkpoint, bar]
     if first:
-        callbacks = [evaluate, *callbacks, MemoryFigures(), RolloutFigures()]
+        trim(folder, model.num_timesteps)
+    model.set_logger(logger_to(folder if first else None, pending(getattr(model, "_logger", None))))
+    checkpoint, finished = Checkpoint(folder, settings), Finished()
+    try:
+        with contextlib.ExitStack() as stack:
+            evaluate = None
+            if first:
+                n_envs = min(run.eval_envs, run.eval_episodes)
+                eval_env = evaluation_envs(env, run.seed + EVALUATION_SEED, n_envs, run.eval_max_steps)
+                stack.enter_context(closed_after(eval_env))
+                evaluate = _evaluate(settings, folder, eval_env, checkpoint)
+            _learn(model, settings, checkpoint, finished, evaluate)
+    except Interrupted:
+        raise
+    except Exception as error:
+        if first:
+            error.add_note(_rescued(finished, checkpoint))
+        raise
+    finally:
+        model.logger.close()
+    if first:
+        files.write(folder / "finished", b"")
+
+
+def _evaluate(settings: Settings, folder: Path, env: VecEnv, checkpoint: Checkpoint) -> Evaluate:
+    run = settings.run
+    return Evaluate(
+        env,
+        folder,
+        run.eval_every,
+        run.eval_episodes,
+        run.seed + EVALUATION_SEED,
+        run.stop_at_success,
+        run.eval_deterministic,
+        lambda: checkpoint.stop_asked,
+    )
+
+
+def _learn(
+    model: PPO, settings: Settings, checkpoint: Checkpoint, finished: Finished, evaluate: Evaluate | None
+) -> None:
+    """``learn`` with what it needs; ``evaluate`` is None in all processes but the first."""
+    ppo, run, first = settings.ppo, settings.run, evaluate is not None
+    bar = ProgressBar(run.progress_bar and first)
+    callbacks: list[BaseCallback] = [Together(lambda: evaluate is not None and evaluate.reached), checkpoint, bar]
+    if evaluate is not None:
+        callbacks = [finished, evaluate, *callbacks, MemoryFigures(), RolloutFigures()]
     if ppo.ent_coef_end is not None:
         callbacks.append(EntropySchedule(ppo.ent_coef, ppo.ent_coef_end))
     with saving_on_interrupt(checkpoint), contextlib.closing(bar), in_parallel(model):
+        if evaluate is not None and run.stop_at_success is not None and model.num_timesteps == 0:
+            evaluate.look_for_success(model)
         model.learn(ppo.timesteps - model.num_timesteps, TimeShares(callbacks), reset_num_timesteps=False)
         if not checkpoint.stopped:
             checkpoint.save()
-    if in_any(checkpoint.stop_asked):
-        raise Interrupted(checkpoint.saved_at)
-    if first:
-        evaluate.evaluate()
-        model.logger.dump(model.num_timesteps)
-        files.write(folder / "finished", b"")
+        interrupted = in_any(checkpoint.stop_asked)
+        if evaluate is not None and not interrupted:
+            evaluate.evaluate()
+            model.logger.dump(model.num_timesteps)
+        if in_any(checkpoint.stop_asked):  # during that evaluation too
+            raise Interrupted(checkpoint.saved_at)
+
+
+def _rescued(finished: Finished, checkpoint: Checkpoint) -> str:
+    """Saves what can be saved after an error; says what that is and how to go on."""
+    folder, steps, why = checkpoint.folder, checkpoint.saved_at, ""
+    try:
+        if finished.steps is not None and finished.steps > steps:
+            steps = finished.save(folder, checkpoint.settings)
+    except (OSError, NotFiniteError) as error:
+        why = f" ({error})"
+    return f"{folder}: saved as of {steps:,} steps{why}; go on with: {again(folder)}"
+
+
+def again(folder: Path) -> str:
+    """What a user types to go on with a run."""
+    return f"{launcher()} train_agent.py --resume {shlex.quote(str(folder))}"
 
 
 def train(settings: Settings, resume: Path | None = None) -> Path:
@@ -98,10 +172,16 @@ def train(settings: Settings, resume: Path | None = None) -> Path:
     make = partial(make_envs, mine.env, mine.run.seed, mine.env.n_envs)
     folder = of_first(partial(run_folder, settings)) if resume is None else resume
     begins = resume is None or of_first(partial(never_began, folder))
-    model = make_model(mine, make()) if begins else None  # before the folder: what is refused here leaves nothing
-    with files.held(folder) if rank() == 0 else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        model = None
+        if begins:  # before the folder is made: what is refused here leaves nothing
+            model = make_model(mine, stack.enter_context(closed_after(make())))
+        if rank() == 0:
+            stack.enter_context(files.held(folder))
         if model is None:
             model = _go_on(settings, folder, make)
+            assert model.env is not None
+            stack.enter_context(closed_after(model.env))
         else:
             _begin(model, settings, folder, resume)
         _learn_or_say(model, settings, folder)
@@ -118,39 +198,49 @@ def _begin(model: PPO, settings: Settings, folder: Path, resume: Path | None) ->
 def _go_on(settings: Settings, folder: Path, make: Callable[[], VecEnv]) -> PPO:
     """The model of the run's checkpoint."""
     model = load_checkpoint(folder, settings, make)
-    check_agent(folder / "last.zip", model, settings)
+    check_agent(folder / "last.zip", model, settings, model.env)
     of_first(partial(note_resumed, folder, model.num_timesteps))
     say(f"{folder}: going on from {model.num_timesteps:,} of {settings.ppo.timesteps:,} steps")
     return model
 
 
 def _learn_or_say(model: PPO, settings: Settings, folder: Path) -> None:
-    """Learns; where that ends early, says what was saved and how to go on."""
-    again = f"{launcher()} train_agent.py --resume {folder}"
+    """Learns; where an interrupt or the loss of a process ends that early, says how to go on."""
     try:
         learn(model, settings, folder)
     except Interrupted as stop:
         # the others wait until it is printed: torchrun ends all processes once one of them has ended with an error
-        of_first(partial(print, f"{folder}: saved at {stop.args[0]:,} steps; go on with: {again}"))
+        line = f"{folder}: saved at {stop.args[0]:,} steps; go on with: {again(folder)}"
+        of_first(partial(print, line, flush=True))
         raise SystemExit(130) from None
     except RuntimeError as error:
         if not is_lost(error):
             raise
         lost = f"{folder}: another process has ended or cannot be reached"
-        raise ProcessLost(f"{lost}; go on from the last checkpoint with: {again}") from error
+        raise ProcessLost(f"{lost}; go on from the last checkpoint with: {again(folder)}") from error
 
 
 def final_line(settings: Settings, folder: Path) -> str:
     """How well the agent of the best evaluation does in other episodes, as a line of text."""
-    agent = load_agent(folder / "best.zip", settings.run.device)
-    env = evaluation_envs(settings.env, settings.run.seed + 2_000_000, n_envs=50)
-    summary = summarise(play(agent, env, FINAL_EPISODES, deterministic=True))
+    run = settings.run
+    agent = load_agent(folder / "best.zip", run.device)
+    made = evaluation_envs(settings.env, run.seed + FINAL_SEED, min(run.eval_envs, FINAL_EPISODES), run.eval_max_steps)
+    with closed_after(made) as env, apart(run.seed + FINAL_SEED):
+        summary = summarise(play(agent, env, FINAL_EPISODES, deterministic=run.eval_deterministic))
     parts = [f"{settings.core.name:>14}"]
     if summary.success is not None:
         success = summary.success
         parts.append(f"success {success.value:.3f} [{success.low:.3f}, {success.high:.3f}]")
     parts.append(f"return {summary.returns.value:.3f}  length {summary.length.value:.1f}")
+    if summary.cut:
+        parts.append(f"{summary.cut} cut after {run.eval_max_steps:,} steps")
     return "  ".join(parts)
+
+
+def final_title(settings: Settings) -> str:
+    """What stands above the final lines."""
+    actions = "the most probable action" if settings.run.eval_deterministic else "sampled actions"
+    return f"{settings.env.id}, {FINAL_EPISODES} episodes, {actions}, 95 % intervals:"
 
 
 def control_of(settings: Settings) -> Settings | None:

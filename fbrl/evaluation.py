@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,11 @@ class Episodes(NamedTuple):
     success: NDArray[np.float64]  # (N,) 1 or 0, NaN where the environment reports no info["is_success"]
     returns: NDArray[np.float64]  # (N,) sum of the rewards, not discounted
     lengths: NDArray[np.int64]  # (N,) steps
+    cut: NDArray[np.bool_] | None = None  # (N,) where a limit on the steps of an evaluation cut it; not solved
+
+
+class Stopped(Exception):
+    """The playing was asked to end."""
 
 
 def play(
@@ -77,6 +83,7 @@ def play(
     *,
     deterministic: bool = False,
     zero_memory: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Episodes:
     """Plays ``n_episodes``, or exactly one in each environment.
 
@@ -88,21 +95,27 @@ def play(
         n_episodes: episodes in all; ``None`` means one in each environment, so that row i is environment i's.
         deterministic: the most probable action instead of a sampled one.
         zero_memory: empty the memory before every step.
+        stopped: asked after every step; true ends the playing.
 
     Raises:
         ValueError: where ``n_episodes`` is less than 1.
+        Stopped: where ``stopped`` said so.
     """
     n_episodes = env.num_envs if n_episodes is None else n_episodes
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be at least 1, got {n_episodes}")
     environments: list[int] = []
     success: list[float] = []
+    cut: list[bool] = []
 
     def note(local: dict[str, Any], _: dict[str, Any]) -> None:
+        if stopped():
+            raise Stopped
         # under a Monitor an episode ends where the Monitor says so
         if local["done"] and (not local["is_monitor_wrapped"] or "episode" in local["info"]):
             environments.append(local["i"])
             success.append(float(local["info"].get("is_success", math.nan)))
+            cut.append(bool(local["info"].get("cut", False)))
 
     returns, lengths = evaluate_policy(
         ZeroMemory(agent) if zero_memory else agent,
@@ -114,7 +127,10 @@ def play(
         warn=False,
     )
     order = np.argsort(environments, kind="stable")
-    return Episodes(np.array(success)[order], np.array(returns, dtype=np.float64)[order], np.array(lengths)[order])
+    solved, was_cut = np.array(success)[order], np.array(cut)[order]
+    if not np.isnan(solved).all():  # a task that reports success at the end of an episode says nothing of what is cut
+        solved[was_cut & np.isnan(solved)] = 0.0
+    return Episodes(solved, np.array(returns, dtype=np.float64)[order], np.array(lengths)[order], was_cut)
 
 
 class Estimate(NamedTuple):
@@ -135,6 +151,7 @@ class Summary:
     )  # share of the episodes, 0 to 1; None where any of them reported neither success nor failure
     returns: Estimate
     length: Estimate  # steps
+    cut: int = 0  # episodes that a limit on their steps cut
 
 
 def summarise(episodes: Episodes, probability: ArrayLike | None = None) -> Summary:
@@ -152,14 +169,16 @@ def summarise(episodes: Episodes, probability: ArrayLike | None = None) -> Summa
     if n_episodes < 1:
         raise ValueError("there must be at least one episode, got 0")
     reported = not np.isnan(episodes.success).any()
+    cut = 0 if episodes.cut is None else int(episodes.cut.sum())
     if probability is None:
         success = wilson(int(episodes.success.sum()), n_episodes) if reported else None
-        return Summary(n_episodes, success, _mean(episodes.returns), _mean(episodes.lengths))
+        return Summary(n_episodes, success, _mean(episodes.returns), _mean(episodes.lengths), cut)
     weights = np.asarray(probability, dtype=np.float64)
     if weights.shape != (n_episodes,) or not math.isclose(math.fsum(weights), 1, abs_tol=1e-9):
         raise ValueError(f"probability must be {n_episodes} numbers that sum to one, got {probability}")
     success = _expected(episodes.success, weights) if reported else None
-    return Summary(n_episodes, success, _expected(episodes.returns, weights), _expected(episodes.lengths, weights))
+    returns, lengths = _expected(episodes.returns, weights), _expected(episodes.lengths, weights)
+    return Summary(n_episodes, success, returns, lengths, cut)
 
 
 def wilson(successes: int, trials: int) -> Estimate:

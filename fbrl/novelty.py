@@ -14,6 +14,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 
+class NoveltyError(ValueError):
+    """Observations that no bonus can be given for; the message is one line."""
+
+
 class EpisodicNovelty(VecEnvWrapper):
     """Adds a bonus to the reward of each step to an observation that its episode has not shown yet.
 
@@ -34,8 +38,8 @@ class EpisodicNovelty(VecEnvWrapper):
         ignored: keys of a Dict that do not count, such as an agent's own last action.
 
     Raises:
-        ValueError: where ``bonus`` or ``steps`` is out of range, or no part of the observations counts; in a step or a
-            reset, where an observation is not in whole numbers.
+        ValueError: where ``bonus`` or ``steps`` is out of range, or no part of the observations counts.
+        NoveltyError: in a step or a reset, where an observation is not in whole numbers.
     """
 
     def __init__(self, venv: VecEnv, bonus: float, steps: int | None = None, ignored: Collection[str] = ()) -> None:
@@ -110,5 +114,5 @@ class EpisodicNovelty(VecEnvWrapper):
         if not np.array_equal(whole, part):
             where = f"observation[{name!r}]" if name else "observation"
             other = part[whole != part][0]
-            raise ValueError(f"{where} must be in whole numbers for a novelty bonus, or be ignored, got {other}")
+            raise NoveltyError(f"{where} must be in whole numbers for a novelty bonus, or be ignored, got {other}")
         return whole

@@ -2,41 +2,118 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
 
+import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from fbrl.finite import check_finite
+from fbrl.finite import NotFiniteError, check_finite
+
+
+class TaskError(RuntimeError):
+    """An error that an environment raised, which is its cause; the message says in one line which, in which step."""
 
 
 class FiniteVecEnv(DummyVecEnv):
-    """Stable-Baselines3's ``DummyVecEnv`` that raises ValueError where an observation or a reward is not finite.
+    """Stable-Baselines3's ``DummyVecEnv`` that says which environment fails, and in which step of its episode.
 
-    For agents other than ``MemoryPPO``, which looks itself. ``VecCheckNan`` is no choice, nor is any other
-    ``VecEnvWrapper``: they cannot be pickled, and a run could not be resumed in the middle of its episodes.
+    Looks at observations and rewards, for agents other than ``MemoryPPO``, which looks itself. ``VecCheckNan`` is no
+    choice, nor is any other ``VecEnvWrapper``: they cannot be pickled as they are.
     Counts the seconds that steps take in ``seconds_stepping``.
+
+    Raises:
+        NotFiniteError: in a step or a reset, where an observation or a reward is not finite.
+        TaskError: where an environment raises anything else.
     """
 
     seconds_stepping = 0.0
+    _steps: Any = 0  # (N,) of the episodes under way
 
     def reset(self) -> VecEnvObs:
         """The first observations."""
-        obs = super().reset()
-        check_finite(obs, "observation")  # type: ignore[arg-type]
+        self._steps = np.zeros(self.num_envs, dtype=np.int64)
+        with self._named():
+            obs = super().reset()
+        self._check(obs, "observation")
         return obs
 
     def step_wait(self) -> VecEnvStepReturn:
         """One step of every environment."""
         start = time.perf_counter()
-        obs, rewards, dones, infos = super().step_wait()
+        self._steps = self._steps + np.ones(self.num_envs, dtype=np.int64)
+        with self._named():
+            obs, rewards, dones, infos = super().step_wait()
         self.seconds_stepping += time.perf_counter() - start
-        check_finite(obs, "observation")  # type: ignore[arg-type]
-        check_finite(rewards, "reward")
+        self._check(obs, "observation")
+        self._check(rewards, "reward")
         for index in dones.nonzero()[0]:  # PPO takes its value where the episode was cut short
-            check_finite(infos[index]["terminal_observation"], "terminal_observation")
+            self._check(infos[index]["terminal_observation"], "terminal_observation", int(index))
+        self._steps[dones] = 0
         return obs, rewards, dones, infos
+
+    def _check(self, values: Any, name: str, index: int | None = None) -> None:
+        """Raises NotFiniteError; ``values`` are of all environments, or of one."""
+        try:
+            check_finite(values, name)
+        except NotFiniteError as error:
+            parts = values.values() if isinstance(values, dict) else [values]
+            rows = [np.isfinite(part).reshape(self.num_envs, -1).all(axis=1) for part in parts if index is None]
+            which = int(np.argmin(np.all(rows, axis=0))) if index is None else index
+            raise NotFiniteError(f"{self._name(which)}: {error}") from None
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Says which environment raised what its code raises."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            index = _index(error.__traceback__)
+            name = "an environment" if index is None else self._name(index)
+            raise TaskError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+    def _name(self, index: int) -> str:
+        task = self.envs[index].unwrapped
+        name = task.spec.id if task.spec is not None else type(task).__name__
+        step = int(np.broadcast_to(self._steps, self.num_envs)[index])
+        return f"environment {index} ({name}), step {step} of its episode"
+
+
+def _index(trace: TracebackType | None) -> int | None:
+    """Which environment ``DummyVecEnv`` was at when it was left by an error."""
+    for frame, _ in traceback.walk_tb(trace):
+        if frame.f_code in (DummyVecEnv.step_wait.__code__, DummyVecEnv.reset.__code__):
+            return frame.f_locals.get("env_idx")
+    return None
+
+
+class StepLimit(gym.Wrapper[Any, Any, Any, Any]):
+    """Cuts an episode after ``limit`` steps, if it does not end before: ``info["cut"]`` is true, success is not."""
+
+    def __init__(self, env: gym.Env[Any, Any], limit: int) -> None:
+        super().__init__(env)
+        self.limit, self.steps = limit, 0
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode."""
+        self.steps = 0
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """One step."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.steps += 1
+        if self.steps >= self.limit and not (terminated or truncated):
+            failed = {"is_success": False} if "is_success" in info else {}
+            return observation, reward, False, True, {**info, **failed, "cut": True}
+        return observation, reward, terminated, truncated, info
 
 
 def stack_frames(env: VecEnv, n_stack: int | None) -> VecEnv:

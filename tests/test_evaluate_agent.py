@@ -20,9 +20,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 import envs
-from experiment.settings import CoreSettings, EnvSettings, Settings
+from experiment.files import FileError
+from experiment.settings import CoreSettings, EnvSettings, Settings, SettingsError
 from fbrl import MemoryPPO
-from fbrl.evaluation import wilson
+from fbrl.evaluation import AgentError, wilson
+from fbrl.finite import NotFiniteError
 from fbrl.insight.recording import record
 
 SCRIPT = Path(__file__).parents[1] / "evaluate_agent.py"
@@ -343,13 +345,40 @@ def test_a_video_of_a_task_without_pictures(run, spoilt, tmp_path, task, message
     assert "The task draws no pictures." in (tmp_path / "agent.html").read_text()
 
 
-@pytest.mark.parametrize("error", [ValueError, FloatingPointError, FileExistsError])
-def test_errors_are_one_line(run, saved, monkeypatch, error):
+@pytest.mark.parametrize("error", [SettingsError, AgentError, NotFiniteError, FileError])
+def test_errors_of_our_own_are_one_line(run, saved, monkeypatch, error):
     def fail(*_, **__):
         raise error("two\nlines")
 
     monkeypatch.setattr("experiment.playing.play", fail)
     assert_refused(run(saved), "error: two lines")
+
+
+@pytest.mark.parametrize("error", [ValueError, FloatingPointError, FileExistsError])
+def test_errors_of_others_keep_their_traceback(run, saved, monkeypatch, error):
+    """Kind: a bug that looks like bad input."""
+
+    def fail(*_, **__):
+        raise error("two\nlines")
+
+    monkeypatch.setattr("experiment.playing.play", fail)
+    code, out, err = run(saved)
+    assert (code, out) == (1, "")
+    assert err.splitlines()[0] == f"error: {error.__name__}: two lines"
+    assert f'test_evaluate_agent.py", line {fail.__code__.co_firstlineno + 1}, in fail' in err
+
+
+def test_an_endless_episode_is_cut(run, saved, tmp_path):
+    """Kind: an evaluation that never ends; what was cut is not solved, and is told."""
+    task = ("--env.kwargs={corridor: 50}", "--max_steps=7", "--episodes=3")
+    code, out, err = run(saved, *task, f"--json={tmp_path / 'result.json'}")
+    assert (code, err) == (0, "")
+    assert "3 cut after 7 steps, which counts as not solved" in out
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert (written["cut"], written["success"], written["length"]) == (3, 0, 7)
+    code, out, _ = run(saved, "--exhaustive", "--env.kwargs={corridor: 50}", "--max_steps=7")
+    assert code == 0
+    assert "2 cut after 7 steps" in out
 
 
 def assert_refused(result, message):

@@ -13,7 +13,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 import envs
 from envs.start_states import FixedStart, start_states
 from fbrl import MemoryPPO
-from fbrl.evaluation import AgentError, Episodes, load_agent, play, summarise, wilson
+from fbrl.evaluation import AgentError, Episodes, Stopped, load_agent, play, summarise, wilson
+from fbrl.vec_env import StepLimit
 
 TASK = "fbrl/TMaze-v0"
 FORWARD, UP, JUNCTION = 0, 1, 3
@@ -158,3 +159,40 @@ def test_a_file_without_an_agent_is_named(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(AgentError, match=r"agent\.zip: (no such file|holds no agent)"):
         load_agent(path)
+
+
+class AtTheEnd(Silent):
+    """Reports success with the last step of an episode only."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward, terminated, truncated, info if terminated else {}
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, AtTheEnd])
+def test_what_was_cut_is_not_solved(wrap):
+    """Also where the task reports success at the end of an episode, which it was not let get to."""
+    makes = [lambda length=length: StepLimit(wrap(envs.make(TASK, corridor=length)), 5) for length in (2, 50)]
+    played = play(ScriptedAgent(), DummyVecEnv(makes))
+    np.testing.assert_array_equal(played.cut, [False, True])
+    np.testing.assert_array_equal(played.success, [1, 0])
+    summary = summarise(played)
+    assert (summary.cut, summary.success.value, summary.length.value) == (1, 0.5, 4)
+
+
+def test_success_stays_unknown_where_all_is_cut():
+    played = play(ScriptedAgent(), DummyVecEnv([lambda: StepLimit(AtTheEnd(envs.make(TASK, corridor=50)), 5)]), 3)
+    assert summarise(played).success is None
+    assert summarise(played).cut == 3
+
+
+def test_playing_can_be_stopped():
+    steps = []
+
+    def stopped():
+        steps.append(1)
+        return len(steps) == 7
+
+    with pytest.raises(Stopped):
+        play(ScriptedAgent(), vec_env(50), stopped=stopped)
+    assert len(steps) == 7

@@ -92,7 +92,31 @@ class EndlessActionTask(Task):
     action_space = spaces.Box(-np.inf, np.inf, (2,))
 
 
-TASKS = [NaNObservation, NaNReward, TupleTask, TextTask, TextInDictTask, TupleActionTask, EndlessActionTask]
+class FailingTask(Task):
+    def step(self, action):
+        if self.steps == 53:
+            raise ValueError("a bug of the user's")
+        return super().step(action)
+
+
+class UnmakeableTask(Task):
+    def __init__(self, how="bug"):
+        if how == "argument":
+            raise ValueError("how must be bug")
+        self.nothing.at_all()
+
+
+TASKS = [
+    FailingTask,
+    UnmakeableTask,
+    NaNObservation,
+    NaNReward,
+    TupleTask,
+    TextTask,
+    TextInDictTask,
+    TupleActionTask,
+    EndlessActionTask,
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -251,7 +275,7 @@ def test_envpool_trains_and_minigrid_evaluates(train, monkeypatch, tmp_path):
         played.append(type(env))
         return play(agent, env, *args, **kwargs)
 
-    monkeypatch.setattr("experiment.callbacks.play", note)
+    monkeypatch.setattr("experiment.evaluating.play", note)
     monkeypatch.setattr("experiment.training.play", note)
     code, out, err = train(*ENVPOOL, "--run.name=tiny")
     assert (code, err) == (0, "")
@@ -355,7 +379,7 @@ def test_interrupted_in_its_own_process(tmp_path):
     folder = tmp_path / "tiny"
     try:
         for _ in range(1200):
-            if (folder / "last.zip").exists() or process.poll() is not None:  # the training is under way
+            if (folder / "evaluations.jsonl").exists() or process.poll() is not None:  # the training is under way
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
@@ -546,7 +570,10 @@ def test_what_is_not_finite_ends_the_training(train, run, tmp_path, task, messag
     arguments = (f"--env.id=tests/{task}-v0", "--env.kwargs={}", f"--core.name={core}", "--run.name=tiny")
     result = train(*arguments, "--run.progress_bar=true", "--run.eval_every=1000")
     assert_refused(result, message)
-    assert (PPO if core == "none" else MemoryPPO).load(tmp_path / "tiny" / "last.zip").num_timesteps == 64
+    where = rf"environment \d \(tests/{task}-v0\), step \d of its episode: {message}"
+    line = rf"error: {where}; {tmp_path}/tiny: saved as of 96 steps; go on with: python train_agent.py --resume"
+    assert re.match(line, result[2].splitlines()[-1])
+    assert (PPO if core == "none" else MemoryPPO).load(tmp_path / "tiny" / "last.zip").num_timesteps == 96
     assert not (tmp_path / "tiny" / "finished").exists()
 
 
@@ -618,3 +645,55 @@ def test_a_run_that_another_process_trains(run, train, interrupted):
     with held(folder):
         assert_refused(run("--resume", folder), "tiny: another process is training in it")
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("core", ["feedback", "none"])
+def test_an_error_of_the_task_keeps_its_traceback(train, run, tmp_path, core):
+    """Kind: a bug of the user's own, of any type, taken for bad input: neither file nor line, and nothing saved."""
+    arguments = ("--env.id=tests/FailingTask-v0", "--env.kwargs={}", f"--core.name={core}", "--run.name=tiny")
+    code, _, err = train(*arguments, "--run.eval_every=1000")
+    assert code == 1
+    first, *trace = err.splitlines()
+    folder = tmp_path / "tiny"
+    assert re.fullmatch(
+        r"error: environment \d \(tests/FailingTask-v0\), step \d of its episode: ValueError: a bug of the user's; "
+        rf"{folder}: saved as of 96 steps; go on with: python train_agent\.py --resume {folder}",
+        first,
+    )
+    assert trace[0] == "Traceback (most recent call last):"
+    assert any(re.search(r'test_train_agent\.py", line \d+, in step', line) for line in trace)
+    assert trace[-1] == "ValueError: a bug of the user's"
+    assert (PPO if core == "none" else MemoryPPO).load(folder / "last.zip").num_timesteps == 96
+
+
+def test_a_task_that_cannot_be_made_says_where(train, tmp_path):
+    """Bad arguments are one line, with the place in the user's file; anything else keeps its traceback too."""
+    result = train("--env.id=tests/UnmakeableTask-v0", "--env.kwargs={how: argument}")
+    place = UnmakeableTask.__init__.__code__.co_firstlineno + 2
+    assert_refused(result, f"cannot be made: how must be bug ({__file__}, line {place})")
+    code, _, err = train("--env.id=tests/UnmakeableTask-v0", "--env.kwargs={}")
+    assert code == 1
+    assert "cannot be made: AttributeError: 'UnmakeableTask' object has no attribute 'nothing'" in err.splitlines()[0]
+    assert "Traceback" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_events_of_a_killed_run_are_those_of_an_uninterrupted_one(run, train, monkeypatch, tmp_path):
+    """Kind: a log that is ahead of the checkpoint, after a kill."""
+
+    original = MemoryFigures._on_rollout_end
+
+    def die(figures):
+        original(figures)
+        if figures.model.num_timesteps == 128:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFigures, "_on_rollout_end", die)
+        assert train("--run.name=tiny")[0] == 130  # at 128 steps, of which the checkpoint holds 64
+    assert run("--resume", tmp_path / "tiny")[0] == 0
+    assert train("--run.name=whole")[0] == 0
+    found, expected = scalars(tmp_path / "tiny"), scalars(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    for tag in found.keys() - {tag for tag in found if tag.startswith("time/")}:
+        assert found[tag] == expected[tag], tag

@@ -7,7 +7,8 @@ import pytest
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from fbrl.vec_env import FiniteVecEnv
+from fbrl.finite import NotFiniteError
+from fbrl.vec_env import FiniteVecEnv, StepLimit, TaskError
 from tests.tasks import ConstantTask, RandomTask
 
 
@@ -65,3 +66,65 @@ def test_can_be_pickled_in_the_middle_of_an_episode():
         one, two = (each.step(np.array([1])) for each in (env, again))
         np.testing.assert_array_equal(one[0], two[0])
         assert (one[1], one[2]) == (two[1], two[2])
+
+
+def test_what_is_not_finite_says_where(monkeypatch):
+    """Kind: a number of which nobody can say where it came from."""
+    env = FiniteVecEnv([ConstantTask, lambda: Spoilt(0.0, np.nan), ConstantTask])
+    env.reset()
+    env.step(np.zeros(3, int))
+    where = r"^environment 1 \(Spoilt\), step 2 of its episode: "
+    with pytest.raises(NotFiniteError, match=where + "observation must be finite, got nan$"):
+        env.step(np.zeros(3, int))
+    env = FiniteVecEnv([ConstantTask, lambda: ConstantTask(reward=np.inf)])
+    env.reset()
+    with pytest.raises(NotFiniteError, match=r"^environment 1 \(ConstantTask\), step 1 .* reward must be finite"):
+        env.step(np.zeros(2, int))
+    env = FiniteVecEnv([ConstantTask, lambda: Spoilt(0.0, np.nan, length=2)])
+    env.reset()
+    env.step(np.zeros(2, int))
+    with pytest.raises(NotFiniteError, match=where + "terminal_observation"):
+        env.step(np.zeros(2, int))
+
+
+class Broken(ConstantTask):
+    """Raises in its third step, or in its second reset."""
+
+    def __init__(self, error, in_reset=False):
+        super().__init__(length=3)
+        self.error, self.in_reset, self.resets = error, in_reset, 0
+
+    def reset(self, **kwargs):
+        self.resets += 1
+        if self.in_reset and self.resets == 2:
+            raise self.error
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        if not self.in_reset and self.t == 2:
+            raise self.error
+        return super().step(action)
+
+
+@pytest.mark.parametrize("error", [ValueError("a\nb"), KeyError("a b"), SystemExit("a b")])
+@pytest.mark.parametrize("in_reset", [False, True])
+def test_an_error_of_an_environment_says_where(error, in_reset):
+    """Kind: an error of the user's task, whatever it is, that says neither which environment nor which step."""
+    env = FiniteVecEnv([ConstantTask, lambda: Broken(error, in_reset)])
+    env.reset()
+    for _ in range(2):
+        env.step(np.zeros(2, int))
+    name = rf"^environment 1 \(Broken\), step 3 of its episode: {type(error).__name__}: '?a b'?$"
+    with pytest.raises(TaskError, match=name) as raised:
+        env.step(np.zeros(2, int))
+    assert raised.value.__cause__ is error
+
+
+def test_a_limit_cuts_episodes():
+    env = FiniteVecEnv([lambda: StepLimit(ConstantTask(length=5), 3), lambda: StepLimit(ConstantTask(length=2), 3)])
+    env.reset()
+    infos = [env.step(np.zeros(2, int))[3] for _ in range(3)]
+    assert [step[0].get("cut") for step in infos] == [None, None, True]
+    assert infos[2][0]["TimeLimit.truncated"]
+    assert not any("cut" in step[1] for step in infos)
+    assert "is_success" not in infos[2][0], "the task does not report it"

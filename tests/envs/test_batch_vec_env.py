@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from envs import make
 from envs.batch_vec_env import BatchVecEnv
+from fbrl.vec_env import StepLimit
 
 TASKS = {
     "fbrl/HiddenAutomaton-v0": {"states": 3, "questions": 2, "length": 7},
@@ -27,13 +28,13 @@ TASKS = {
 }
 
 
-def make_batch(env_id, n_envs=5, seed=7):
-    return BatchVecEnv(make(env_id, **TASKS[env_id]).batch(n_envs), seed)
+def make_batch(env_id, n_envs=5, seed=7, limit=None):
+    return BatchVecEnv(make(env_id, **TASKS[env_id]).batch(n_envs), seed, limit)
 
 
-def make_singles(env_id, n_envs=5, seed=7):
+def make_singles(env_id, n_envs=5, seed=7, limit=99):
     def single(index):
-        return lambda: Monitor(make(env_id, seed=seed + index, **TASKS[env_id]))
+        return lambda: Monitor(StepLimit(make(env_id, seed=seed + index, **TASKS[env_id]), limit))
 
     return DummyVecEnv([single(index) for index in range(n_envs)])
 
@@ -51,6 +52,18 @@ def record(env, steps):
         observations, rewards, dones, infos = env.step(rng.integers(env.action_space.n, size=env.num_envs))
         seen.append((observations, rewards, dones, [compared(*pair) for pair in zip(infos, dones, strict=True)]))
     return seen
+
+
+@pytest.mark.parametrize("env_id", TASKS)
+def test_a_limit_cuts_as_it_cuts_single_environments(env_id):
+    """A limit that some episodes reach and others do not."""
+    limit = 2 if env_id == "fbrl/GridWalk-v0" else 4
+    batch, singles = make_batch(env_id, limit=limit), make_singles(env_id, limit=limit)
+    np.testing.assert_equal(batch.reset(), singles.reset())
+    got, expected = record(batch, 60), record(singles, 60)
+    np.testing.assert_equal(got, expected)
+    cut = [info.get("cut", False) for *_, infos in got for info in infos]
+    assert any(cut) != (env_id == "fbrl/GridWalk-v0"), "of which every episode has two steps"
 
 
 @pytest.mark.parametrize("env_id", TASKS)

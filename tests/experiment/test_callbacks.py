@@ -11,8 +11,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
 
-import experiment.callbacks
-from experiment.callbacks import Checkpoint, EntropySchedule, Evaluate, MemoryFigures, ProgressBar
+import experiment.evaluating
+from experiment.callbacks import Checkpoint, EntropySchedule, MemoryFigures, ProgressBar
+from experiment.evaluating import Evaluate
 from experiment.settings import RunSettings, Settings
 from experiment.timing import TimeShares
 from fbrl import MemoryPPO
@@ -30,13 +31,13 @@ def scores(monkeypatch):
     def script(*shares, reported=True):
         shares = iter(shares)
 
-        def play(agent, env, n_episodes, *, deterministic):
+        def play(agent, env, n_episodes, *, deterministic, stopped):
             assert deterministic
             good = np.arange(n_episodes) < round(next(shares) * n_episodes)
             success = good.astype(float) if reported else np.full(n_episodes, np.nan)
             return Episodes(success, 2.0 * good, np.full(n_episodes, 7))
 
-        monkeypatch.setattr(experiment.callbacks, "play", play)
+        monkeypatch.setattr(experiment.evaluating, "play", play)
 
     return script
 

@@ -1,0 +1,269 @@
+"""Trainings that end early, and how many environments they make."""
+
+import os
+import re
+import signal
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from experiment import training
+from experiment.callbacks import MemoryFigures
+from experiment.files import FileError
+from experiment.settings import CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings
+from experiment.training import final_line, train
+from fbrl import MemoryPPO
+from fbrl.vec_env import TaskError
+
+ID = "tests/Counted-v0"
+UPDATES, ROLLOUT = 4, 16
+
+
+class Counted(gym.Env):
+    """Counts its instances; episodes of ``length`` steps, or endless ones; fails in the ``fails``-th step of all."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (3,)), spaces.Discrete(2)
+    made = open = most = steps = 0
+
+    def __init__(self, length=5, at_once=99, fails=None, success=False):
+        if Counted.open == at_once:
+            raise RuntimeError("no more licences")
+        Counted.made += 1
+        Counted.open += 1
+        Counted.most = max(Counted.most, Counted.open)
+        self.length, self.fails, self.success = length, fails, success
+        self.closed = False
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        Counted.steps += 1
+        if Counted.steps == self.fails:
+            raise ZeroDivisionError("of the user's own")
+        info = {"is_success": bool(action)} if self.success and self.t == self.length else {}
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), 1.0, self.t == self.length, False, info
+
+    def close(self):
+        if not self.closed:
+            self.closed = True
+            Counted.open -= 1
+
+
+@pytest.fixture(autouse=True)
+def task(monkeypatch):
+    monkeypatch.setattr(training, "FINAL_EPISODES", 20)
+    Counted.made = Counted.open = Counted.most = Counted.steps = 0
+    gym.register(ID, entry_point=Counted)
+    yield
+    del gym.registry[ID]
+
+
+@pytest.fixture
+def settings(tmp_path):
+    def make(env_id=ID, core="feedback", n_envs=1, **kwargs):
+        run = {"name": "run", "eval_every": 32, "eval_episodes": 2, "eval_envs": 1, "checkpoint_every": 10**6}
+        run |= {name: kwargs.pop(name) for name in list(kwargs) if name in RunSettings.__dataclass_fields__}
+        return Settings(
+            EnvSettings(env_id, n_envs=n_envs, kwargs=kwargs),
+            CoreSettings(core, d_model=8, n_layers=1, n_heads=2, window=4),
+            PPOSettings(UPDATES * ROLLOUT, n_steps=ROLLOUT // n_envs, seq_len=4, batch_size=16, n_epochs=1),
+            RunSettings(folder=str(tmp_path), device="cpu", progress_bar=False, **run),
+        )
+
+    return make
+
+
+def weights(folder):
+    return MemoryPPO.load(folder / "last.zip", device="cpu").policy.state_dict()
+
+
+def equal(one, other):
+    return all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_task_that_allows_two_instances_trains_to_the_end(settings, tmp_path):
+    """Kind: more simulators than asked for. One to train in, one to evaluate in, and all are closed."""
+    given = settings(at_once=2)
+    folder = train(given)
+    assert (folder / "finished").exists()
+    assert Counted.open == 0
+    assert "return 5.000" in final_line(given, folder)
+    assert (Counted.most, Counted.open) == (2, 0)
+    assert Counted.made == 3, "one to train in, one to evaluate in, one for the last evaluation"
+
+
+@pytest.mark.parametrize(("n_envs", "eval_envs", "episodes"), [(4, 3, 2), (2, 3, 7)])
+def test_no_more_environments_are_made_than_asked_for(settings, n_envs, eval_envs, episodes):
+    train(settings(n_envs=n_envs, eval_envs=eval_envs, eval_episodes=episodes))
+    assert Counted.made == Counted.most == n_envs + min(eval_envs, episodes)
+    assert Counted.open == 0
+
+
+def test_a_resumed_run_makes_no_more(settings, monkeypatch, tmp_path):
+    def interrupt(figures):
+        if figures.model.num_timesteps == 2 * ROLLOUT:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    given = settings(at_once=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFigures, "_on_rollout_end", interrupt)
+        with pytest.raises(SystemExit):
+            train(given)
+    assert Counted.open == 0
+    Counted.made = 0
+    folder = train(given, tmp_path / "run")
+    assert (folder / "finished").exists()
+    assert Counted.made <= 2
+    assert Counted.open <= 0  # those that were unpickled are closed, and never counted as open
+
+
+@pytest.mark.parametrize("core", ["feedback", "none"])
+def test_an_error_of_the_task_saves_the_last_finished_update(settings, tmp_path, capsys, core):
+    """Kind: an exception that loses everything since the last checkpoint."""
+    given = settings(core=core, fails=3 * ROLLOUT + 7, eval_every=10**6)  # in the fourth rollout
+    with pytest.raises(TaskError, match=r"environment 0 \(tests/Counted-v0\), step \d of its episode: Zero") as error:
+        train(given)
+    folder = tmp_path / "run"
+    note = f"{folder}: saved as of 48 steps; go on with: python train_agent.py --resume {folder}"
+    assert error.value.__notes__ == [note]
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+    assert Counted.open == 0
+
+    Counted.steps = 1000  # it does not fail again
+    capsys.readouterr()
+    assert train(given, folder) == folder
+    out = capsys.readouterr().out
+    assert f"{folder}: goes on with new episodes: an error ended them\n" in out
+    assert "going on from 48 of 64 steps" in out
+    assert (folder / "finished").exists()
+
+
+def test_an_error_in_an_update_saves_the_weights_before_it(settings, monkeypatch, tmp_path):
+    """Not those that half of the update has made."""
+    given = settings(eval_every=10**6)
+    seen = []
+    original = MemoryPPO.train
+
+    def fail(model):
+        if model.num_timesteps == 3 * ROLLOUT:
+            seen.append({name: value.clone() for name, value in model.policy.state_dict().items()})
+            original(model)
+            raise MemoryError("in the update")
+        original(model)
+
+    monkeypatch.setattr(MemoryPPO, "train", fail)
+    with pytest.raises(MemoryError) as error:
+        train(given)
+    assert "saved as of 32 steps" in error.value.__notes__[0]
+    saved = MemoryPPO.load(tmp_path / "run" / "last.zip", device="cpu")
+    assert saved.num_timesteps == 2 * ROLLOUT
+    for name, value in saved.policy.state_dict().items():
+        if not name.startswith(("value_scale", "value_net")):  # the units of the values move before the first step
+            torch.testing.assert_close(value, seen[0][name], rtol=0, atol=0)
+
+
+def test_an_error_in_an_evaluation(settings, tmp_path):
+    given = settings(fails=2 * ROLLOUT + 4)  # the first evaluation comes after two rollouts
+    with pytest.raises(TaskError) as error:
+        train(given)
+    assert "saved as of 32 steps" in error.value.__notes__[0]
+    assert Counted.open == 0
+
+
+def test_where_nothing_newer_can_be_saved(settings, monkeypatch, tmp_path):
+    """A full disk: the checkpoint before stays, and the line names the file."""
+    given = settings(fails=3 * ROLLOUT + 7, eval_every=10**6)
+    write = training.files.write
+
+    def full(path, data):
+        if path.name == "last.zip" and Counted.steps > ROLLOUT:
+            raise FileError(f"{path} cannot be written: No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(training.files, "write", full)
+    with pytest.raises(TaskError) as error:
+        train(given)
+    folder = tmp_path / "run"
+    full_disk = f"({folder}/last.zip cannot be written: No space left on device)"
+    assert error.value.__notes__ == [
+        f"{folder}: saved as of 0 steps {full_disk}; go on with: python train_agent.py --resume {folder}"
+    ]
+
+
+def test_an_endless_episode_ends_neither_evaluation_nor_training(settings, tmp_path):
+    """Kind: an evaluation that never ends."""
+    given = settings(length=0, eval_max_steps=11)
+    folder = train(given)
+    lines = (folder / "evaluations.jsonl").read_text().splitlines()
+    assert all(re.search(r'"length": 11.0, "cut": 2}$', line) for line in lines)
+    assert "20 cut after 11 steps" in final_line(given, folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("last", [False, True])
+def test_an_interrupt_is_heard_in_an_evaluation(settings, monkeypatch, tmp_path, capsys, number, last):
+    """In one on the way, and in the last. It ends the evaluation, and the run is saved."""
+    given = settings(length=0, eval_max_steps=10**9, eval_every=10**6 if last else 32)
+    if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("this is run with nohup")
+    trained = (UPDATES if last else 2) * ROLLOUT
+    step = Counted.step
+
+    def interrupting(task, action):
+        if Counted.steps == trained + 50:
+            os.kill(os.getpid(), number)
+        return step(task, action)
+
+    monkeypatch.setattr(Counted, "step", interrupting)
+    with pytest.raises(SystemExit) as end:
+        train(given)
+    assert end.value.code == 130
+    assert f"saved at {trained} steps; go on with: " in capsys.readouterr().out
+    assert Counted.steps < trained + 60
+    assert (tmp_path / "run" / "evaluations.jsonl").read_text() == ""
+
+
+def test_nohup_is_respected(settings, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(MemoryFigures, "_on_rollout_end", lambda figures: os.kill(os.getpid(), signal.SIGHUP))
+        assert (train(settings()) / "finished").exists()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_evaluations_act_as_the_setting_says(settings, monkeypatch, deterministic):
+    """And leave what the training draws as it is: the weights are the same however much is evaluated."""
+    acted, original = [], MemoryPPO.predict
+
+    def note(*args, **kwargs):
+        acted.append(kwargs["deterministic"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(MemoryPPO, "predict", note)
+    often = train(settings(eval_deterministic=deterministic, eval_every=1, name="often"))
+    final = final_line(settings(eval_deterministic=deterministic), often)
+    assert set(acted) == {deterministic}
+    assert final == final_line(settings(eval_deterministic=deterministic), often)
+    seldom = train(settings(eval_deterministic=deterministic, eval_every=10**6, name="seldom"))
+    assert equal(weights(often), weights(seldom))
+
+
+def test_stopping_at_a_success_that_is_never_reported_is_told(settings, capsys):
+    """Kind: a setting that has no effect, without a word."""
+    train(settings(stop_at_success=0.5))
+    first, second, *others = capsys.readouterr().out.splitlines()
+    assert "feedback core on" in first
+    assert second.startswith("run.stop_at_success has no effect: the task does not report success")
+    assert not any("stop_at_success" in line for line in others)
+    train(settings(stop_at_success=0.0, success=True, name="other"))
+    assert "has no effect" not in capsys.readouterr().out
