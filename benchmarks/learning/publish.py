@@ -70,6 +70,8 @@ def card(suite: Suite, folder: Path) -> str:
     core = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(settings.core).items() if value is not None)
     ppo = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(settings.ppo).items() if value is not None)
     emptied = result["success_zero_memory"]
+    env = settings.env
+    bonus = f", novelty bonus {env.novelty} to 0 at {env.novelty_steps:,} steps" if env.novelty else ""
     rows = [
         f"| {r['seed']} | {_share(r['success'])} | {r['best_at']:,} | {r['steps']:,}{_unfinished(r)} |"
         for r in sorted(all_seeds, key=lambda r: r["seed"])
@@ -91,7 +93,7 @@ def card(suite: Suite, folder: Path) -> str:
             f"| return | {result['return']:.3f} |",
             f"| success with its memory emptied before every step | {_share(emptied)} |",
             f"| seed, environment steps of this agent | {run.seed}, {result['best_at']:,} |",
-            f"| environments | {settings.env.n_envs}, engine {settings.env.engine} |",
+            f"| environments | {settings.env.n_envs}, engine {settings.env.engine}{bonus} |",
             f"| core | {core} |",
             f"| training | {ppo} |",
             f"| versions | {packages}, commit {commit} |",
