@@ -13,6 +13,7 @@ from stable_baselines3 import PPO
 
 from experiment import files
 from experiment.agents import check_agent, find_agent
+from experiment.diagnosing import check_diagnosis, diagnose
 from experiment.insight import VIDEO_EPISODES, check_attention, check_recordable, write_page, write_stills, write_video
 from experiment.output import reporting
 from experiment.parsing import OneLineParser
@@ -49,6 +50,12 @@ def make_parser() -> OneLineParser:
         "pip install fbrl[video]",
     )
     parser.add_argument("--html", help="new .html file: episodes to walk through, successes and failures")
+    parser.add_argument(
+        "--diagnose",
+        help="new folder for text, JSON and charts: what the memory is good for, and what one might do; needs "
+        "pip install fbrl[diagnose]",
+    )
+    parser.add_argument("--probe", help="with --diagnose: entries of info to read from the memory, such as cue,goal")
     parser.add_argument("--stills", help="new folder for a picture of each of some episodes: which step reads which")
     parser.add_argument(
         "--trust",
@@ -76,7 +83,9 @@ def check_arguments(args: Namespace) -> None:
             raise SettingsError(f"--{name} must end in {' or '.join(endings)}, got {args[name]}")
     if args.video is not None and Path(args.video).suffix == ".mp4" and find_spec("imageio_ffmpeg") is None:
         raise SettingsError(f"--video {args.video}: an .mp4 needs pip install fbrl[video]; a .gif needs nothing more")
-    for name in ("json", "video", "html", "stills"):
+    if args.probe is not None and args.diagnose is None:
+        raise SettingsError(f"--probe {args.probe} goes with --diagnose only")
+    for name in ("json", "video", "html", "stills", "diagnose"):
         file = args[name]
         if file is not None and not Path(file).parent.is_dir():
             raise SettingsError(f"--{name} {file}: there is no folder {Path(file).parent}")
@@ -94,6 +103,8 @@ def check_what_is_drawn(args: Namespace, agent: PPO, env: EnvSettings) -> None:
         check_pictures(env)
     if args.stills:
         check_attention(agent, "--stills")
+    if args.diagnose:
+        check_diagnosis(env, args.diagnose)
 
 
 def how_to_play(args: Namespace) -> How:
@@ -130,6 +141,11 @@ def main(arguments: list[str] | None = None) -> None:
             write_page(agent, settings.env, how, file, checkpoint, task)
     if args.stills:
         write_stills(agent, settings.env, how, Path(args.stills))
+    if args.diagnose:
+        about = as_json(summary, checkpoint, agent, settings.env, how)
+        labels = args.probe.split(",") if args.probe else []
+        print()
+        print(diagnose(agent, settings.env, how, summary, Path(args.diagnose), labels, about))
 
 
 if __name__ == "__main__":

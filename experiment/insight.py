@@ -24,6 +24,7 @@ from fbrl.insight.still import save_still
 from fbrl.insight.story import summary
 from fbrl.insight.video import save_video
 from fbrl.policy import MemoryPolicy
+from fbrl.vec_env import StepLimit
 
 VIDEO_EPISODES, STILLS = 4, 4
 PAGE_EACH = 3  # successes and failures on a page
@@ -32,7 +33,9 @@ EMPTIED = "As it never failed, the failures to choose from are its own with the 
 PAGE_STEPS, EMPTIED_STEPS = 500, 60  # of an episode, the first so many
 
 
-def episodes(agent: PPO, env: EnvSettings, how: How, pictures: bool, max_steps: int = 300) -> Iterator[Episode]:
+def episodes(
+    agent: PPO, env: EnvSettings, how: How, pictures: bool, max_steps: int = 300, keep_memory: bool = False
+) -> Iterator[Episode]:
     """Episodes without end, or with ``how.exhaustive`` one from every start state, recorded.
 
     Raises:
@@ -40,21 +43,32 @@ def episodes(agent: PPO, env: EnvSettings, how: How, pictures: bool, max_steps: 
     """
     set_random_seed(how.seed)
     for made in _environments(env, how, "rgb_array" if pictures else None):
-        yield record(agent, made, deterministic=how.most_probable, zero_memory=how.zero_memory, max_steps=max_steps)
+        yield record(
+            agent,
+            made,
+            deterministic=how.most_probable,
+            zero_memory=how.zero_memory,
+            max_steps=max_steps,
+            keep_memory=keep_memory,
+        )
 
 
 def _environments(env: EnvSettings, how: How, render_mode: str | None) -> Iterator[gym.Env[Any, Any]]:
     if not how.exhaustive:
-        with contextlib.closing(with_cue(make_env(env, seed=how.seed, render_mode=render_mode))) as made:
+        with contextlib.closing(_limited(make_env(env, seed=how.seed, render_mode=render_mode), how)) as made:
             while True:
                 yield made
     try:
         for state in start_states(env.id, **all_kwargs(env)):
             start = FixedStart(make_env(env, render_mode=render_mode), state.draws)
-            with contextlib.closing(with_cue(start)) as made:
+            with contextlib.closing(_limited(start, how)) as made:
                 yield made
     except StartStatesError as error:
         raise SettingsError(f"--exhaustive: {error}") from None
+
+
+def _limited(env: gym.Env[Any, Any], how: How) -> gym.Env[Any, Any]:
+    return with_cue(StepLimit(env, how.max_steps))
 
 
 def write_video(agent: PPO, env: EnvSettings, how: How, file: Path) -> None:

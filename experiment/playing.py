@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from stable_baselines3 import PPO
+from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -65,7 +66,9 @@ def check_pictures(env: EnvSettings) -> None:
         raise SettingsError(f"--video: {env.id} draws no pictures: {error}") from error
 
 
-def evaluate(agent: PPO, env: EnvSettings, how: How, check: Callable[[VecEnv], None] = lambda made: None) -> Summary:
+def evaluate(
+    agent: PolicyPredictor, env: EnvSettings, how: How, check: Callable[[VecEnv], None] = lambda made: None
+) -> Summary:
     """Plays whole episodes, and says how they went.
 
     Args:
@@ -89,7 +92,7 @@ def evaluate(agent: PPO, env: EnvSettings, how: How, check: Callable[[VecEnv], N
 
 
 def exhaustive(
-    agent: PPO,
+    agent: PolicyPredictor,
     env: EnvSettings,
     zero_memory: bool = False,
     max_steps: int = How.max_steps,

@@ -20,6 +20,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 import envs
+from experiment.agents import make_model
+from experiment.environments import make_envs
 from experiment.files import FileError
 from experiment.settings import CoreSettings, EnvSettings, Settings, SettingsError
 from fbrl import MemoryPPO
@@ -208,6 +210,51 @@ def test_an_agent_that_never_fails_is_also_shown_without_memory(run, saved, tmp_
     assert data["summary"][-1].startswith("As it never failed, the failures to choose from are its own")
 
 
+def test_diagnosis(run, saved, tmp_path):
+    folder = tmp_path / "diagnosis"
+    code, out, err = run(saved, "--episodes=12", f"--diagnose={folder}", "--probe=cue,nothing")
+    assert (code, err) == (0, "")
+    text = (folder / "diagnosis.txt").read_text()
+    assert text in out
+    told = json.loads((folder / "diagnosis.json").read_text())
+    assert (told["task"], told["episodes"]) == ("fbrl/TMaze-v0", 12)
+    keys = [finding["key"] for finding in told["findings"]]
+    assert keys == [
+        *("need", "whole", "emptied", "shuffled", "window", "age_1", "written"),
+        *("probe", "probe", "contamination"),
+    ]
+    assert set(told["findings"][4]["figures"]) == {"2", "1"}  # of a window of four
+    assert "No linear probe: info has no entry nothing" in text
+    assert "“cue” (2 values" in text
+    for chart in ("performance", "ages", "probe_cue", "contamination"):
+        with Image.open(folder / f"{chart}.png") as image:
+            assert image.width > 600
+    assert_refused(run(saved, f"--diagnose={folder}"), f"--diagnose {folder}: exists already")
+
+
+def test_diagnosis_without_its_extra(run, saved, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiment.diagnosing.find_spec", lambda name: None if name == "sklearn" else name)
+    result = run(saved, f"--diagnose={tmp_path / 'diagnosis'}")
+    assert_refused(result, "needs pip install fbrl[diagnose] (sklearn is missing)")
+
+
+@pytest.mark.parametrize("core", ["none", "lstm"])
+def test_diagnosis_of_what_keeps_no_steps(run, copy, tmp_path, core):
+    env = EnvSettings(kwargs={"corridor": 2}, n_envs=4)
+    settings = Settings(env=env, core=CoreSettings(core, d_model=8, n_layers=1))
+    settings.save(copy / "config.yaml")
+    make_model(settings, make_envs(env, 0, 4)).save(copy / "last.zip")
+    code, out, err = run(copy, "--episodes=8", f"--diagnose={tmp_path / 'diagnosis'}")
+    assert (code, err) == (0, "")
+    assert "How old what is read is cannot be told" in out
+    if core == "none":
+        assert "This agent has no memory" in out
+        assert "No linear probe: the agent has no memory." in out
+    else:
+        assert "could not be shuffled or cut short" in out
+        assert "A linear probe reads “cue”" in out
+
+
 def test_mp4_without_its_extra(run, saved, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = run(saved, f"--video={tmp_path / 'agent.mp4'}")
@@ -236,6 +283,7 @@ def test_the_memoryless_agent(run, copy, tmp_path):
         (["--seed=-1"], "--seed must be at least 0, got -1"),
         (["--control=one-memory"], "--control must be zero-memory, got one-memory"),
         (["--video=agent.avi"], "--video must end in .gif or .mp4, got agent.avi"),
+        (["--probe=cue"], "--probe cue goes with --diagnose only"),
         (["--html=agent.htm"], "--html must end in .html, got agent.htm"),
         (["--html=nowhere/agent.html"], "--html nowhere/agent.html: there is no folder nowhere"),
         (["--stills=nowhere/stills"], "--stills nowhere/stills: there is no folder nowhere"),

@@ -56,6 +56,11 @@ FLOORS = {
     "fbrl.insight.story": 9,
     "fbrl.insight.video": 9,
     "fbrl.insight.page": 10,
+    "fbrl.insight.tampering": 0,
+    "fbrl.insight.probe": 9,
+    "fbrl.insight.contamination": 9,
+    "fbrl.insight.diagnosis": 10,
+    "fbrl.insight.charts": 11,
     "fbrl.export": 7,
     "fbrl": 8,  # the roof: hands out the public names, and nothing below imports it
     "experiment": 10,
@@ -78,6 +83,7 @@ FLOORS = {
     "experiment.evaluating": 15,
     "experiment.playing": 15,
     "experiment.insight": 16,
+    "experiment.diagnosing": 17,
     "experiment.training": 16,
 }
 

@@ -15,7 +15,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.preprocessing import is_image_space
 
 from fbrl.encoders import is_minigrid_space
-from fbrl.insight.seen import Floats, Seen, attends, look
+from fbrl.insight.seen import ArrayState, Floats, Seen, attends, look
+from fbrl.policy import MemoryPolicy
 
 Picture = NDArray[np.uint8]
 """(height, width, 3)"""
@@ -31,6 +32,7 @@ class Step(NamedTuple):
     action: NDArray[Any]
     reward: float  # what the action brought
     marks: dict[str, float | str]  # numbers, truths and words that ``info`` held beside the observation
+    memory: ArrayState = None  # before the step, B = 1; kept where that is asked for
 
     @property
     def reads(self) -> Floats | None:
@@ -75,6 +77,7 @@ def record(
     deterministic: bool = False,
     zero_memory: bool = False,
     max_steps: int = 300,
+    keep_memory: bool = False,
 ) -> Episode:
     """Plays one episode to its end and keeps its first ``max_steps`` steps.
 
@@ -84,6 +87,7 @@ def record(
         deterministic: the most probable action instead of a sampled one.
         zero_memory: empty the memory before every step.
         max_steps: steps that are kept.
+        keep_memory: keep the memory before each step, in the place of pictures of the observation.
     """
     draws = env.render_mode == "rgb_array"
     steps: list[Step] = []
@@ -95,8 +99,11 @@ def record(
         if kept:
             parts = _parts(observation)
             frame = _draw(env) if draws else None
-            views = _views(env.observation_space, parts)
-            step = Step(frame, parts, views, look(agent.policy, observation, state), np.empty(0), 0.0, marks(info))
+            seen, before = look(agent.policy, observation, state), state
+            if keep_memory and before is None and isinstance(agent.policy, MemoryPolicy):
+                before = tuple(part.numpy(force=True) for part in agent.policy.initial_state(1))
+            views = {} if keep_memory else _views(env.observation_space, parts)
+            step = Step(frame, parts, views, seen, np.empty(0), 0.0, marks(info), before if keep_memory else None)
         action, after = agent.predict(observation, state, np.zeros(1, dtype=bool), deterministic)
         state = None if zero_memory else after
         observation, reward, terminated, truncated, info = env.step(action)
