@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from experiment import files
+from fbrl.cores.forms import Form, cannot_compile
 from fbrl.cores.names import CORES, core_kwargs
 
 
@@ -60,14 +61,17 @@ class CoreSettings:
     """The memory.
 
     Args:
-        name: feedback is the Feedback Transformer, and feedback_plain the same in its plain form, slower, for
-            comparison. gru, lstm, transformer_xl and gtrxl (the same with gates) are its rivals. memoryless has layers
-            but no memory; none has neither and is Stable-Baselines3's own PPO.
+        name: feedback is the Feedback Transformer. gru, lstm, transformer_xl and gtrxl (the same with gates) are its
+            rivals. memoryless has layers but no memory; none has neither and is Stable-Baselines3's own PPO.
+            feedback_plain is feedback with form plain, as older files have it.
         d_model: D, width of every layer and of a memory vector; the encoder's width too.
         n_layers: L, number of layers; of all cores but none.
         n_heads: H, attention heads; divides d_model. Of feedback, feedback_plain, transformer_xl and gtrxl.
         window: M, memory slots: how many steps back a layer can look directly. Of those with heads.
         d_feedforward: Width inside a feed-forward block; null means 2 d_model. Of those with heads, and memoryless.
+        form: What computes feedback's scan; all forms learn the same. compiled is machine code for a CPU, the fastest
+            there, and needs pip install fbrl[compiled]; fast is PyTorch's, and plain the definition, slower, for
+            comparison. auto takes compiled where it can be had, and fast elsewhere.
     """
 
     name: CoreName = "feedback"
@@ -76,6 +80,7 @@ class CoreSettings:
     n_heads: int = 4
     window: int = 32
     d_feedforward: int | None = None
+    form: Form = "auto"
 
 
 @dataclass
@@ -206,7 +211,7 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 
 def check(settings: Settings) -> None:
     """Raises SettingsError, naming the setting, what was given and what is allowed."""
-    env, core, ppo = settings.env, settings.core, settings.ppo
+    env, core, ppo, run = settings.env, settings.core, settings.ppo, settings.run
     for allowed, holds, names in RULES:
         for name in names:
             group, _, key = name.partition(".")
@@ -230,6 +235,10 @@ def check(settings: Settings) -> None:
         raise SettingsError(f"env.wrappers must be [] where env.engine is envpool, got {env.wrappers}")
     if any(width < 1 for width in ppo.net_arch):
         raise SettingsError(f"ppo.net_arch must hold widths of at least 1, got {ppo.net_arch}")
+    if core.form == "compiled" and (lacks := cannot_compile()):
+        raise SettingsError(f"core.form must be auto, fast or plain without {lacks}, got compiled")
+    if core.form == "compiled" and run.device != "cpu" and (run.device != "auto" or torch.cuda.is_available()):
+        raise SettingsError(f"core.form must be auto, fast or plain where run.device is {run.device}, got compiled")
     has_heads = core.name in CORES and "n_heads" in core_kwargs(core.name, asdict(core))
     if has_heads and core.d_model % core.n_heads:
         raise SettingsError(f"core.n_heads must divide core.d_model = {core.d_model}, got {core.n_heads}")

@@ -81,8 +81,9 @@ def learn(model: PPO, settings: Settings, folder: Path) -> None:
         Interrupted: after an interrupt.
     """
     first, env, run = rank() == 0, settings.env, settings.run
-    if isinstance(core := getattr(model.policy, "core", None), FastFeedbackTransformer):
-        core.cuda_graphs = run.cuda_graphs
+    for core in model.policy.modules():
+        if isinstance(core, FastFeedbackTransformer):
+            core.form, core.cuda_graphs = settings.core.form, run.cuda_graphs
     if first:
         trim(folder, model.num_timesteps)
     model.set_logger(logger_to(folder if first else None, pending(getattr(model, "_logger", None))))

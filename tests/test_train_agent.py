@@ -21,12 +21,14 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from experiment import settings as settings_module
 from experiment.callbacks import MemoryFigures
 from experiment.files import held
 from experiment.parsing import load_settings
 from experiment.settings import CoreName
 from fbrl import MemoryPPO
 from fbrl.cores.feedback import FeedbackTransformer
+from fbrl.cores.forms import Form
 from fbrl.cores.memoryless import Memoryless
 from fbrl.cores.names import CORES
 from fbrl.cores.rnn import GRU, LSTM
@@ -592,6 +594,28 @@ def test_a_loss_that_is_not_finite_ends_the_training(train, monkeypatch, tmp_pat
     monkeypatch.setattr(RolloutBuffer, "compute_returns_and_advantage", spoil)
     assert_refused(train("--run.name=tiny"), "the returns of the rollout are not finite")
     assert MemoryPPO.load(tmp_path / "tiny" / "last.zip").num_timesteps == 64
+
+
+@pytest.mark.parametrize("form", get_args(Form))
+def test_the_form_reaches_the_core(train, monkeypatch, form):
+    if form == "compiled":
+        pytest.importorskip("numba")
+    seen = []
+    monkeypatch.setattr(MemoryFigures, "_on_rollout_end", lambda self: seen.append(self.model.policy.core.form))
+    code, _, err = train(f"--core.form={form}", "--run.device=cpu")
+    assert code == 0, err
+    assert set(seen) == {form}
+
+
+def test_a_form_that_cannot_be_had(train, monkeypatch):
+    """One line, and exit code 2."""
+    monkeypatch.setattr(settings_module, "cannot_compile", lambda: "numba (none)")
+    code, _, err = train("--core.form=compiled", "--run.device=cpu")
+    assert (code, err) == (2, "error: core.form must be auto, fast or plain without numba (none), got compiled\n")
+    code, _, err = train("--core.form=quick")
+    assert code == 2
+    assert "core.form" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("setting", ["true", "false"])

@@ -1,6 +1,7 @@
 """What ``benchmarks.speed.scan`` compares: ways to run T steps of B sequences of vectors, forward and backward.
 
-- ``plain`` and ``fast``: this repository's two forms of one function, with the same parameters.
+- ``plain``, ``fast`` and, on a CPU with numba, ``compiled``: this repository's forms of one function, with the same
+  parameters.
 - ``graphs``: on a GPU, the fast form as CUDA graphs; ``fast`` is without there, and ``triton`` the form as Triton
   kernels, where Triton is installed.
 - ``passes_p``: p parallel passes over the same parameters, from given memory vectors. The same function only where
@@ -25,6 +26,7 @@ from benchmarks.report import SEED
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.cores.feedback_passes import parallel_passes
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
+from fbrl.cores.forms import cannot_compile
 from fbrl.memory import Memory
 
 PASSES = (1, 2, 3)
@@ -75,7 +77,11 @@ def make_cores(size: Size, dtype: torch.dtype, device: str = "cpu") -> dict[str,
     """The forms of the scan that the device has, the plain one first, with the same parameters."""
     torch.manual_seed(SEED)
     fast = FastFeedbackTransformer(*size[:4])
+    fast.form = "fast"
     cores = {"plain": FeedbackTransformer(*size[:4]), "fast": fast}
+    if torch.device(device).type == "cpu" and cannot_compile() is None:
+        cores["compiled"] = compiled = FastFeedbackTransformer(*size[:4])
+        compiled.form = "compiled"
     if torch.device(device).type == "cuda":
         fast.cuda_graphs = False
         cores |= {name: kind(*size[:4]) for name, kind in gpu_forms().items()}

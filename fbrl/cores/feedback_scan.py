@@ -27,6 +27,7 @@ from fbrl.cores.core import Actor, State
 from fbrl.cores.feedback import FeedbackLayer, FeedbackTransformer
 from fbrl.cores.feedback_backward import scan_gradients
 from fbrl.cores.feedback_forward import Forward, Tape, group, new_tape, norm, scan
+from fbrl.cores.forms import Form, is_compiled
 from fbrl.cores.graphs import ScanGraphs
 from fbrl.cores.watch import Watch
 from fbrl.memory import Memory, blank_unreadable
@@ -39,10 +40,14 @@ class FastFeedbackTransformer(FeedbackTransformer):
     implemented: asking for them raises ``RuntimeError``. Under the transforms of ``torch.func`` it is the plain form.
 
     Attributes:
+        form: what computes the scan. ``auto`` is the compiled form (``fbrl.cores.compiled_scan``) on a CPU, in single
+            or double precision, where numba is installed and nothing traces; the fast form of this file elsewhere.
+            ``compiled``, ``fast`` and ``plain`` are one of them everywhere. Not saved with the weights.
         cuda_graphs: whether scans with gradients on a GPU become CUDA graphs, one for each shape that comes again (see
             ``fbrl.cores.graphs``). Not saved with the weights.
     """
 
+    form: Form = "auto"
     cuda_graphs = True
     _graphs: ScanGraphs | None = None
 
@@ -51,18 +56,32 @@ class FastFeedbackTransformer(FeedbackTransformer):
 
         No gradient flows into the memory that the sequence starts with.
         """
-        if torch._C._are_functorch_transforms_active():  # they know no backward written by hand
+        # the transforms know no backward written by hand
+        if self.form == "plain" or torch._C._are_functorch_transforms_active():
             return super().forward(x, state, episode_start)
         slots, length = state[0].detach(), state[1]
         with _autocast_off(x.device.type) as was_on:
             if was_on:
                 x, slots = x.to(self.distance.dtype), slots.to(self.distance.dtype)
-            readable = blank_unreadable(slots, length.masked_fill(episode_start[:, 0], 0))
-            mask, length = readable_mask(length, episode_start, self.window, x.dtype)
-            outputs, written = self._scan(x.transpose(0, 1).contiguous(), readable, mask)
-            features = self.ln_out(outputs).transpose(0, 1).contiguous()
-            slots = torch.cat([slots[:, x.shape[1] :], written[-self.window :].transpose(0, 1)], dim=1)
+            if is_compiled(self.form, x, slots, self.distance):
+                outputs, written, length = self._compiled_scan(x, slots, length, episode_start)
+                features, recent = self.ln_out(outputs), written[:, -self.window :]
+            else:
+                readable = blank_unreadable(slots, length.masked_fill(episode_start[:, 0], 0))
+                mask, length = readable_mask(length, episode_start, self.window, x.dtype)
+                outputs, written = self._scan(x.transpose(0, 1).contiguous(), readable, mask)
+                features = self.ln_out(outputs).transpose(0, 1).contiguous()
+                recent = written[-self.window :].transpose(0, 1)
+            slots = torch.cat([slots[:, x.shape[1] :], recent], dim=1)
         return features, Memory(slots, length)
+
+    def _compiled_scan(
+        self, x: Tensor, slots: Tensor, length: Tensor, episode_start: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x^L and the memory vectors, (B, T, D) each, and the length after the last step."""
+        from fbrl.cores.compiled_scan import compiled_scan  # numba is an extra
+
+        return compiled_scan(self.n_heads, x, slots, length, episode_start, self._weights())
 
     def _scan(self, x: Tensor, slots: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """x^0 (T, B, D), initial slots (B, M, D), mask (T, B, M + 1) -> x^L and the memory vectors, (T, B, D) each."""
@@ -94,8 +113,13 @@ class FastFeedbackTransformer(FeedbackTransformer):
 
     def actor(self, state: State) -> Actor:
         """What acts from ``state``, a ``Memory``, on: keys and values are kept from step to step."""
-        if type(self).forward is not FastFeedbackTransformer.forward:  # a subclass is to act as it learns
+        # a subclass is to act as it learns
+        if self.form == "plain" or type(self).forward is not FastFeedbackTransformer.forward:
             return super().actor(state)
+        if is_compiled(self.form, state[0], state[0], self.distance):
+            from fbrl.cores.compiled_actor import CompiledActor  # numba is an extra
+
+            return CompiledActor(self, state, self._weights)
         return FeedbackActor(self, state)
 
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from fbrl.cores import triton_kernels as kernels
 from fbrl.cores.feedback import FeedbackLayer
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
+from fbrl.cores.forms import Form
 from fbrl.cores.triton_kernels import Slope, Tape, Weights
 
 HELD = 8192  # numbers of one head's keys that a program holds at once: what a multiprocessor's registers have room for
@@ -59,6 +60,8 @@ class TritonFeedbackTransformer(FastFeedbackTransformer):
 
     Everything else, saved weights and acting included, is the fast form's. Needs ``pip install fbrl[triton]``.
     """
+
+    form: Form = "fast"  # and not the compiled form's
 
     def _scan(self, x: Tensor, slots: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         if not (x.is_cuda or (INTERPRETED and x.device.type == "cpu")):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.memory import Memory
 from tests.cores.cases import (
     MEMORIES,
@@ -23,6 +24,8 @@ from tests.cores.cases import (
     make_starts,
     results,
 )
+
+pytestmark = pytest.mark.usefixtures("form")
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -217,8 +220,9 @@ def test_autocast_leaves_the_precision_alone(x_dtype):
     assert fast.w_k.weight.grad.dtype == torch.float32
 
 
-def test_runs_without_looking_at_values():
-    """On the meta device, where there are none."""
+def test_runs_without_looking_at_values(monkeypatch):
+    """On the meta device, where there are none: the compiled form leaves it to the fast form, if it may."""
+    monkeypatch.setattr(FastFeedbackTransformer, "form", "auto")
     fast = make_cores(5)[1].to("meta")
     x = torch.empty(B, 7, D, dtype=torch.float64, device="meta", requires_grad=True)
     features, memory = fast(x, fast.initial_state(B), torch.empty(B, 7, dtype=torch.bool, device="meta"))
@@ -230,7 +234,7 @@ def test_runs_without_looking_at_values():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("size", SIZES)
-def test_law_on_a_second_device(size):
+def test_law_on_a_second_device(size, fast_form):
     steps, window = SIZES[size]
     plain, fast = make_cores(window)
     case = make_input(steps), make_memory("half", window), make_starts("two", steps)

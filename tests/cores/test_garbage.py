@@ -15,6 +15,7 @@ SIZES = {"d_model": D, "n_layers": 2, "n_heads": 2, "window": M}
 CORES = {
     "plain": (FeedbackTransformer, SIZES),
     "fast": (FastFeedbackTransformer, SIZES),
+    "compiled": (FastFeedbackTransformer, SIZES),
     "transformer_xl": (TransformerXL, SIZES),
     "gtrxl": (TransformerXL, SIZES | {"gate": True}),
     "gru": (GRU, {"d_model": D, "n_layers": 2}),
@@ -60,10 +61,14 @@ def outcome(core, form, x, state, starts, value):
 
 @pytest.mark.parametrize("garbage", GARBAGE)
 @pytest.mark.parametrize(("name", "form"), FORMS, ids=lambda part: getattr(part, "__name__", part))
-def test_what_cannot_be_read_has_no_effect(name, form, garbage):
+def test_what_cannot_be_read_has_no_effect(monkeypatch, name, form, garbage):
     """The first row starts an episode, so that its whole state is unreadable; the second row's memory is part full."""
     torch.manual_seed(0)
     core_class, sizes = CORES[name]
+    if name == "compiled":
+        pytest.importorskip("numba")
+    if name in ("fast", "compiled"):
+        monkeypatch.setattr(FastFeedbackTransformer, "form", name)
     core, x = core_class(**sizes), torch.randn(B, T, D)
     starts = torch.zeros(B, T, dtype=torch.bool)
     starts[0, 0] = starts[1, 3] = True

@@ -71,7 +71,7 @@ class Device:
 
 
 @pytest.fixture
-def calls(monkeypatch):
+def calls(monkeypatch, fast_form):
     """The fast form takes its graphs on the CPU, too."""
     stand_in = Calls()
     monkeypatch.setattr(graphs, "capture", stand_in)

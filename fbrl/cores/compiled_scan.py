@@ -1,0 +1,167 @@
+"""The compiled scan on a CPU: the function of ``fbrl.cores.feedback_scan``, whose steps are machine code made by numba.
+
+The B sequences are cut into blocks, and a block runs through all steps, forwards and backwards, with everything that it
+touches in the processor's caches. Threads, as many as torch uses, share the blocks. How they are cut and in which order
+gradients are added up depends on B alone: the result is the same to the last bit with any number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fbrl.cores.compiled_arrays import (
+    Gradients,
+    Sizes,
+    Tape,
+    Weights,
+    carve,
+    fill,
+    gradient_shapes,
+    gradients_of,
+    room_for,
+    tape_shapes,
+    weight_shapes,
+)
+from fbrl.cores.compiled_backward import backward
+from fbrl.cores.compiled_forward import forward, start
+from fbrl.cores.feedback_forward import group
+
+BLOCK = 16  # sequences at most: more do not make the products faster
+SHARES = 4  # gradients that are added up on their own, at most
+
+
+def blocks_of(B: int) -> list[tuple[int, int]]:
+    """(first sequence, number of sequences) of each block; two where both can still be large enough."""
+    n = max(-(-B // BLOCK), min(2, B // 8), 1)
+    return [(first, last - first) for first, last in pairwise(B * i // n for i in range(n + 1))]
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """The threads of a process: those of the process that it was forked from are not there."""
+    return ThreadPoolExecutor(thread_name_prefix="fbrl")
+
+
+def in_threads(function: Callable[[int], None], jobs: int) -> None:
+    """Calls ``function`` with each number below ``jobs``; the kernels let other threads run beside them."""
+    workers = min(torch.get_num_threads(), jobs)
+
+    def work(worker: int) -> None:
+        for job in range(worker, jobs, workers):
+            function(job)
+
+    others = [_pool(os.getpid()).submit(work, worker) for worker in range(1, workers)]
+    work(0)
+    for other in others:
+        other.result()
+
+
+def sizes_of(heads: int, weights: Sequence[Tensor]) -> Sizes:
+    """Those of a core with these weights, as ``group`` takes them."""
+    shared, layers = group(weights)
+    return Sizes(shared.w_k.shape[0], len(layers), heads, len(shared.distance), len(layers[0].b_1))
+
+
+def packed(weights: Sequence[Tensor], sizes: Sizes) -> Tensor:
+    """The weights, as ``group`` takes them, in the layout of ``Weights``."""
+    shapes = weight_shapes(sizes)
+    flat = weights[0].detach().new_zeros(room_for(shapes))
+    fill(Weights(*carve(flat.numpy(), shapes)), [weight.detach().numpy() for weight in weights], sizes)
+    return flat
+
+
+class _Recurrence(torch.autograd.Function):
+    """The scan between the initial slots and the last layer norm."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        saves: bool,
+        heads: int,
+        x: Tensor,
+        slots: Tensor,
+        length: Tensor,
+        episode_start: Tensor,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``compiled_scan``; ``saves``: whether a backward may follow."""
+        (B, T, _), sizes = x.shape, sizes_of(heads, weights)
+        flat, blocks = packed(weights, sizes), blocks_of(B)
+        w = Weights(*carve(flat.numpy(), weight_shapes(sizes)))
+        outputs, memory, length = torch.empty_like(x), torch.empty_like(x), length.clone()
+        given = [tensor.detach().numpy() for tensor in (x, length, episode_start)]
+        found, initial = [outputs.numpy(), memory.numpy()], slots.numpy()
+        shapes = [tape_shapes(sizes, b, T, saves) for _, b in blocks]
+        tapes = [x.new_empty(room_for(of_block)) for of_block in shapes]
+        readable = [length.new_empty(T if saves else 1, b) for _, b in blocks]
+
+        def run(i: int) -> None:
+            first, _ = blocks[i]
+            tape = Tape.of(tapes[i].numpy(), shapes[i], readable[i].numpy())
+            start(first, initial, given[1], given[2], w, tape)
+            forward(first, 0, sizes.M, *given, w, tape, *found)
+
+        in_threads(run, len(blocks))
+        if saves:
+            ctx.sizes = sizes
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(outputs, flat, *tapes, *readable)
+        ctx.mark_non_differentiable(length)
+        return outputs, memory, length
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradients at the arguments of ``forward``."""
+        outputs, flat, *saved = ctx.saved_tensors  # read once: torch.utils.checkpoint allows no more
+        (B, T, _), sizes = outputs.shape, ctx.sizes
+        blocks, w = blocks_of(B), Weights(*carve(flat.numpy(), weight_shapes(sizes)))
+        given = [torch.zeros_like(outputs) if d is None else d.contiguous() for d in d_results[:2]]
+        d_x, shapes, n_shares = torch.empty_like(outputs), gradient_shapes(sizes), min(SHARES, len(blocks))
+        shares = outputs.new_zeros(n_shares, room_for(shapes))
+        arrays = [tensor.numpy() for tensor in (outputs, *given, d_x)]
+
+        def run(share: int) -> None:
+            g = Gradients(*carve(shares[share].numpy(), shapes))
+            for i in range(share, len(blocks), n_shares):
+                first, b = blocks[i]
+                tape_i, readable = saved[i].numpy(), saved[len(blocks) + i].numpy()
+                tape = Tape.of(tape_i, tape_shapes(sizes, b, T, saves=True), readable)
+                backward(first, sizes.M, *arrays[:3], w, tape, g, arrays[3])
+
+        in_threads(run, n_shares)
+        found = gradients_of(Gradients(*carve(shares.sum(dim=0).numpy(), shapes)), sizes)
+        return None, None, d_x, None, None, None, *(torch.from_numpy(part.copy()) for part in found)
+
+
+_recurrence: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Recurrence.apply
+
+
+def compiled_scan(
+    heads: int, x: Tensor, slots: Tensor, length: Tensor, episode_start: Tensor, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The scan without its last layer norm; on a CPU, in single or double precision.
+
+    Args:
+        heads: H.
+        x: x^0, (B, T, D).
+        slots: the initial slots, (B, M, D); no gradient flows into them.
+        length: how many are readable, (B,) int64.
+        episode_start: (B, T) bool.
+        weights: as ``group`` takes them.
+
+    Returns:
+        x^L and the memory vectors, (B, T, D) each, and the length after the last step, (B,) int64.
+    """
+    saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
+    given = (tensor.contiguous() for tensor in (x, slots, length, episode_start, *weights))
+    return _recurrence(saves, heads, *given)
