@@ -21,6 +21,7 @@ from fbrl import MemoryPPO
 from fbrl.cores.core import Core
 from fbrl.cores.names import CORES, core_kwargs
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
+from fbrl.evaluation import agent_file
 from fbrl.policy import MemoryPolicy
 
 
@@ -61,16 +62,8 @@ def make_model(settings: Settings, env: VecEnv) -> PPO:
 
 
 def find_agent(given: str) -> tuple[Path, Settings]:
-    """The checkpoint, and the settings it was trained with; raises SettingsError where either is missing."""
-    path = Path(given)
-    if path.is_dir():
-        checkpoint = next((path / name for name in ("best.zip", "last.zip") if (path / name).is_file()), None)
-        if checkpoint is None:
-            raise SettingsError(f"{path}: holds neither best.zip nor last.zip")
-    elif path.is_file():
-        checkpoint = path
-    else:
-        raise SettingsError(f"{path}: no such file or folder; expected a run's folder or a saved agent (.zip)")
+    """The checkpoint, and the settings it was trained with; raises AgentError or SettingsError where one is missing."""
+    checkpoint = agent_file(given)
     config = checkpoint.parent / "config.yaml"
     if not config.is_file():
         raise SettingsError(f"{config}: no such file, and without the settings an agent cannot be rebuilt")

@@ -26,16 +26,36 @@ class AgentError(ValueError):
     """A file that holds no agent; the message is one line that names it."""
 
 
+def agent_file(path: str | Path) -> Path:
+    """The saved agent at ``path``, a file, or in it, a run's folder or one of ``agents/``: the best, else the last.
+
+    Raises:
+        AgentError: where there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise AgentError(f"{path}: no such file or folder; expected a run's folder or a saved agent (.zip)")
+    for name in ("best.zip", "last.zip"):
+        if (path / name).is_file():
+            return path / name
+    raise AgentError(f"{path}: holds neither best.zip nor last.zip")
+
+
 def load_agent(path: str | Path, device: str = "auto") -> PPO:
     """The agent in a ``.zip`` file: a ``MemoryPPO``, or Stable-Baselines3's ``PPO`` where its policy has no memory.
 
     Loading runs code that the file holds, as unpickling does: load only files that you trust.
 
+    Args:
+        path: the file, or a folder that holds it, as in ``agent_file``.
+        device: as in Stable-Baselines3.
+
     Raises:
         AgentError: where there is no such file, or no agent in it.
     """
-    if not Path(path).is_file():
-        raise AgentError(f"{path}: no such file; expected a saved agent (.zip)")
+    path = agent_file(path)
     try:
         data, _, _ = load_from_zip_file(path, device="cpu")
         remembers = issubclass((data or {})["policy_class"], MemoryPolicy)

@@ -163,7 +163,7 @@ class MemoryPPO(PPO):
         Follows ``OnPolicyAlgorithm.collect_rollouts`` of Stable-Baselines3 2.9.2. What differs: the policy is given
         the episode starts and acts by the core's actor, which carries the state; the states before and after each
         step go to the buffer; and the value that bootstraps a truncated episode is that of its last observation
-        with the memory after its last step.
+        with the memory after its last step. Over 60 lines, so that the two can be read side by side.
 
         Raises:
             ValueError: where an observation or a reward is not finite.

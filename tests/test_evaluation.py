@@ -196,3 +196,14 @@ def test_playing_can_be_stopped():
     with pytest.raises(Stopped):
         play(ScriptedAgent(), vec_env(50), stopped=stopped)
     assert len(steps) == 7
+
+
+def test_a_folder_gives_its_best_agent_else_its_last(tmp_path):
+    sizes = {"d_model": 8, "n_layers": 1, "n_heads": 2, "window": 3}
+    agent = MemoryPPO("MlpPolicy", vec_env(2, 2), device="cpu", policy_kwargs={"core_kwargs": sizes})
+    with pytest.raises(AgentError, match=r"holds neither best\.zip nor last\.zip"):
+        load_agent(tmp_path, "cpu")
+    for name, steps in (("last.zip", 13), ("best.zip", 7)):
+        agent.num_timesteps = steps
+        agent.save(tmp_path / name)
+        assert load_agent(tmp_path, "cpu").num_timesteps == steps
