@@ -36,7 +36,7 @@ $(INSTALLED): setup.cfg constraints.txt
 	touch $@
 
 $(EXTRAS): $(INSTALLED)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[envpool,onnx,ray,triton,video]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[envpool,onnx,ray,triton,video,wandb]'
 	touch $@
 
 $(DOCS): $(INSTALLED)
@@ -53,7 +53,7 @@ test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow and not gpu' --numprocesses=auto --durations=0
 
 test-extras: $(EXTRAS)
-	$(BIN)/python -m pytest -m 'not slow and not gpu' -k 'pool or test_ray or triton or onnx or mp4'
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -k 'pool or test_ray or triton or onnx or mp4 or weights_and_biases'
 	$(BIN)/python -m pytest -m slow -k onnx
 
 browser:

@@ -8,8 +8,10 @@ from abc import abstractmethod
 from pathlib import Path
 
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor, safe_mean
+from torch import Tensor
 from tqdm import tqdm
 
 from experiment.checkpoints import save_alone, save_checkpoint
@@ -17,7 +19,7 @@ from experiment.distributed import in_any, rank
 from experiment.settings import Settings
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.figures import log_rollout
-from fbrl.memory import Memory
+from fbrl.insight.seen import attends
 from fbrl.policy import MemoryPolicy
 from fbrl.ppo import MemoryPPO
 
@@ -112,30 +114,43 @@ class EntropySchedule(BetweenUpdates):
         self.logger.record("train/ent_coef", self.model.ent_coef)  # type: ignore[attr-defined]
 
 
-class MemoryFigures(BaseCallback):
-    """Logs how a Feedback Transformer (of two, the actor's) uses its memory, on the last step of every rollout.
+def last_attention(model: BaseAlgorithm) -> Tensor | None:
+    """What the core (of two, the actor's) reads at the last step of a rollout, (B, L, H, 1 + M) as ``Core.attention``.
 
-    - ``memory/mix_l``: softmax(w)_l, the share of layer l in a memory vector; layer 0 is the encoder's output.
+    None for a core that does not attend.
+    """
+    policy = model.policy
+    if not isinstance(policy, MemoryPolicy) or not attends(policy.actor_core):
+        return None
+    core = policy.actor_core
+    with torch.no_grad():
+        x = policy.encode(obs_as_tensor(model._last_obs, policy.device))  # type: ignore[arg-type]
+        slots, length = model._last_state[:2]  # type: ignore[attr-defined]
+        starts = torch.as_tensor(model._last_episode_starts, dtype=torch.bool, device=policy.device)
+        return core.attention(x[:, : core.d_model], (slots, length.masked_fill(starts, 0)))
+
+
+class MemoryFigures(BaseCallback):
+    """Logs how a core that attends (of two, the actor's) uses its memory, on the last step of every rollout.
+
+    - ``memory/mix_l``: softmax(w)_l, the share of layer l in a memory vector; layer 0 is the encoder's output. Of a
+      Feedback Transformer.
     - ``memory/mean_age_l``: the mean age, in steps, of what layer l's attention reads.
-    - ``memory/read_l``: how much of layer l's attention goes to the memory and not to the null slot.
+    - ``memory/read_l``: how much of layer l's attention goes to the memory, not to the null slot or the step itself.
     """
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_end(self) -> None:
-        policy = self.model.policy
-        if not isinstance(policy, MemoryPolicy) or not isinstance(policy.actor_core, FeedbackTransformer):
+        attention = last_attention(self.model)
+        if attention is None:
             return
-        core = policy.actor_core
-        for index, share in enumerate(core.mix.detach().softmax(dim=0).tolist()):
-            self.logger.record(f"memory/mix_{index}", share)
-        with torch.no_grad():
-            x = policy.encode(obs_as_tensor(self.model._last_obs, policy.device))  # type: ignore[arg-type]
-            slots, length = self.model._last_state[:2]  # type: ignore[attr-defined]
-            starts = torch.as_tensor(self.model._last_episode_starts, dtype=torch.bool, device=policy.device)
-            _, attention = core.read(x[:, : core.d_model], Memory(slots, length).reset(starts))
-        attention = attention[..., 1:].mean(dim=(0, 2))  # (L, M), without the null slot
+        core = self.model.policy.actor_core
+        if isinstance(core, FeedbackTransformer):
+            for index, share in enumerate(core.mix.detach().softmax(dim=0).tolist()):
+                self.logger.record(f"memory/mix_{index}", share)
+        attention = attention[..., 1:].mean(dim=(0, 2))  # (L, M), without what is no slot
         age = torch.arange(attention.shape[1], 0, -1, device=attention.device, dtype=attention.dtype)
         for index, weights in enumerate(attention, start=1):
             self.logger.record(f"memory/read_{index}", weights.sum().item())

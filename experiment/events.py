@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,15 @@ from experiment.files import FileError
 PENDING = ("name_to_value", "name_to_count", "name_to_excluded")  # of a ``Logger``
 
 
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Within it, what cannot be written to the run's events is a FileError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"{folder}: TensorBoard's events cannot be written: {error.strerror or error}") from error
+
+
 class Events(TensorBoardOutputFormat):
     """Stable-Baselines3's, whose errors name the folder."""
 
@@ -26,12 +37,8 @@ class Events(TensorBoardOutputFormat):
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Writes values; raises FileError where that cannot be done, as on a full disk."""
-        try:
+        with writing(self.folder):
             super().write(key_values, key_excluded, step)
-        except OSError as error:
-            raise FileError(
-                f"{self.folder}: TensorBoard's events cannot be written: {error.strerror or error}"
-            ) from error
 
 
 def pending(logger: Logger | None) -> dict[str, dict[str, Any]]:

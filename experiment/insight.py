@@ -55,20 +55,16 @@ def episodes(
 
 def _environments(env: EnvSettings, how: How, render_mode: str | None) -> Iterator[gym.Env[Any, Any]]:
     if not how.exhaustive:
-        with contextlib.closing(_limited(make_env(env, seed=how.seed, render_mode=render_mode), how)) as made:
+        with made_to_watch(env, how.seed, how.max_steps, render_mode is not None) as made:
             while True:
                 yield made
     try:
         for state in start_states(env.id, **all_kwargs(env)):
             start = FixedStart(make_env(env, render_mode=render_mode), state.draws)
-            with contextlib.closing(_limited(start, how)) as made:
+            with contextlib.closing(with_cue(StepLimit(start, how.max_steps))) as made:
                 yield made
     except StartStatesError as error:
         raise SettingsError(f"--exhaustive: {error}") from None
-
-
-def _limited(env: gym.Env[Any, Any], how: How) -> gym.Env[Any, Any]:
-    return with_cue(StepLimit(env, how.max_steps))
 
 
 def write_video(agent: PPO, env: EnvSettings, how: How, file: Path) -> None:
@@ -100,6 +96,12 @@ def write_page(agent: PPO, env: EnvSettings, how: How, file: Path, checkpoint: P
     with contextlib.closing(make_env(env)) as made:
         names = action_names(made, agent.action_space)
     save_page(shown, file, about(agent, title, task), names, told)
+
+
+def made_to_watch(env: EnvSettings, seed: int, max_steps: int, pictures: bool) -> contextlib.closing[gym.Env[Any, Any]]:
+    """One environment to look at: closed after a ``with``."""
+    made = make_env(env, seed=seed, render_mode="rgb_array" if pictures else None)
+    return contextlib.closing(with_cue(StepLimit(made, max_steps)))
 
 
 def check_recordable(env: EnvSettings, argument: str) -> None:

@@ -145,10 +145,13 @@ class RunSettings:
         eval_max_steps: Steps after which an evaluation cuts an episode, which then counts as not solved.
         eval_deterministic: Evaluations take the most probable actions; false: they sample, as the training does. They
             decide which agent becomes best.zip.
+        eval_pictures: With every evaluation, draw an episode for TensorBoard: a short film, and which step reads which.
         checkpoint_every: Environment steps between checkpoints that can be resumed.
         stop_at_success: Ends the training early once an evaluation reaches this success rate, 0 to 1; null means never.
         control: Train the memoryless control on the same task too, and print both.
         progress_bar: Show a progress bar.
+        callbacks: Import paths of Stable-Baselines3 callbacks, or of functions that make one, such as
+            wandb.integration.sb3.WandbCallback; called with those of settings and folder that they have parameters for.
     """
 
     name: str | None = None
@@ -162,10 +165,12 @@ class RunSettings:
     eval_envs: int = 8
     eval_max_steps: int = 10_000
     eval_deterministic: bool = True
+    eval_pictures: bool = False
     checkpoint_every: int = 100_000
     stop_at_success: float | None = None
     control: bool = False
     progress_bar: bool = True
+    callbacks: list[str] = field(default_factory=list)
 
 
 @dataclass

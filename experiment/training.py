@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from experiment import files
 from experiment.agents import check_agent, make_model
+from experiment.board import Board
 from experiment.callbacks import Checkpoint, EntropySchedule, Finished, MemoryFigures, ProgressBar, RolloutFigures
 from experiment.checkpoints import load_checkpoint, save_checkpoint
 from experiment.distributed import (
@@ -35,6 +36,8 @@ from experiment.distributed import (
 from experiment.environments import closed_after, evaluation_envs, make_envs
 from experiment.evaluating import Evaluate
 from experiment.events import logger_to, pending, trim
+from experiment.guests import Guests, find, invite
+from experiment.insight import check_recordable
 from experiment.randomness import apart
 from experiment.runs import create_run, never_began, note_resumed, run_folder
 from experiment.settings import Settings, check_device
@@ -86,17 +89,19 @@ def learn(model: PPO, settings: Settings, folder: Path) -> None:
             core.form, core.cuda_graphs = settings.core.form, run.cuda_graphs
     if first:
         trim(folder, model.num_timesteps)
+    guests = invite(settings, folder) if first else Guests()
     model.set_logger(logger_to(folder if first else None, pending(getattr(model, "_logger", None))))
     checkpoint, finished = Checkpoint(folder, settings), Finished()
     try:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(guests))
             evaluate = None
             if first:
                 n_envs = min(run.eval_envs, run.eval_episodes)
                 eval_env = evaluation_envs(env, run.seed + EVALUATION_SEED, n_envs, run.eval_max_steps)
                 stack.enter_context(closed_after(eval_env))
                 evaluate = _evaluate(settings, folder, eval_env, checkpoint)
-            _learn(model, settings, checkpoint, finished, evaluate)
+            _learn(model, settings, checkpoint, finished, evaluate, guests)
     except Interrupted:
         raise
     except Exception as error:
@@ -124,14 +129,21 @@ def _evaluate(settings: Settings, folder: Path, env: VecEnv, checkpoint: Checkpo
 
 
 def _learn(
-    model: PPO, settings: Settings, checkpoint: Checkpoint, finished: Finished, evaluate: Evaluate | None
+    model: PPO,
+    settings: Settings,
+    checkpoint: Checkpoint,
+    finished: Finished,
+    evaluate: Evaluate | None,
+    guests: Guests,
 ) -> None:
     """``learn`` with what it needs; ``evaluate`` is None in all processes but the first."""
     ppo, run, first = settings.ppo, settings.run, evaluate is not None
     bar = ProgressBar(run.progress_bar and first)
-    callbacks: list[BaseCallback] = [Together(lambda: evaluate is not None and evaluate.reached), checkpoint, bar]
-    if evaluate is not None:
-        callbacks = [finished, evaluate, *callbacks, MemoryFigures(), RolloutFigures()]
+    board = None if evaluate is None else Board(settings, evaluate)
+    together = Together(lambda: guests.ended or (evaluate is not None and evaluate.reached))
+    callbacks: list[BaseCallback] = [together, checkpoint, bar]
+    if evaluate is not None and board is not None:
+        callbacks = [finished, evaluate, *callbacks, MemoryFigures(), RolloutFigures(), board, guests]
     if ppo.ent_coef_end is not None:
         callbacks.append(EntropySchedule(ppo.ent_coef, ppo.ent_coef_end))
     with saving_on_interrupt(checkpoint), contextlib.closing(bar), in_parallel(model):
@@ -144,6 +156,8 @@ def _learn(
         if evaluate is not None and not interrupted:
             evaluate.evaluate()
             model.logger.dump(model.num_timesteps)
+            if board is not None:
+                board.draw()
         if in_any(checkpoint.stop_asked):  # during that evaluation too
             raise Interrupted(checkpoint.saved_at)
 
@@ -168,6 +182,10 @@ def train(settings: Settings, resume: Path | None = None) -> Path:
     """One run from its start, or from its last checkpoint, to its end; returns its folder."""
     mine = share(settings)
     check_device("run.device", mine.run.device)  # here only: where an agent is evaluated is another matter
+    for path in mine.run.callbacks:
+        find(path)
+    if mine.run.eval_pictures:
+        check_recordable(mine.env, "run.eval_pictures: true")
     if settings.run.threads is not None:
         torch.set_num_threads(settings.run.threads)
     make = partial(make_envs, mine.env, mine.run.seed, mine.env.n_envs)

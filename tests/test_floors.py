@@ -93,7 +93,9 @@ FLOORS = {
     "experiment.playing": 18,
     "experiment.insight": 19,
     "experiment.diagnosing": 20,
-    "experiment.training": 19,
+    "experiment.guests": 15,
+    "experiment.board": 20,
+    "experiment.training": 21,
 }
 
 # what a package may import of the others, besides itself

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,17 +158,18 @@ def save_video(episodes: Sequence[Episode], path: str | Path) -> None:
     """
     shown = scenes(episodes)
     if Path(path).suffix == ".gif":
-        _save_gif(shown, path)
+        save_gif(shown, path)
     else:
         _save_film(shown, path)
 
 
-def _save_gif(shown: list[Scene], path: str | Path) -> None:
+def save_gif(shown: Sequence[Scene], path: str | Path | BinaryIO) -> None:
+    """Writes the scenes as a GIF that repeats for ever."""
     from PIL import Image
 
     images = [draw(scene).quantize(COLOURS, dither=Image.Dither.NONE) for scene in shown]
     durations = [END_MS if scene.ended else STEP_MS for scene in shown]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0)
+    images[0].save(path, save_all=True, append_images=images[1:], format="GIF", duration=durations, loop=0)
 
 
 def _save_film(shown: list[Scene], path: str | Path) -> None:
