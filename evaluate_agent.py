@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from jsonargparse import Namespace
 from stable_baselines3 import PPO
 
 from experiment import files
@@ -16,19 +16,20 @@ from experiment.agents import check_agent, find_agent
 from experiment.diagnosing import check_diagnosis, diagnose
 from experiment.insight import VIDEO_EPISODES, check_attention, check_recordable, write_page, write_stills, write_video
 from experiment.output import reporting
-from experiment.parsing import OneLineParser
+from experiment.parsing import Arguments, OneLineParser
 from experiment.playing import How, as_json, as_table, check_pictures, evaluate
 from experiment.saved import load
-from experiment.settings import EnvSettings, SettingsError, check_device
+from experiment.settings import MOST, MOST_OF_ALL, EnvSettings, SettingsError, check_device
 
 FILMS = (".gif", ".mp4")
+FILES = ("json", "video", "html", "stills", "diagnose")  # what is written
 
 
 def make_parser() -> OneLineParser:
     """The command line."""
     parser = OneLineParser(description=__doc__)
     parser.add_argument("agent", help="folder with config.yaml and best.zip or last.zip; or a .zip beside config.yaml")
-    parser.add_argument("--episodes", type=int, help=f"episodes to play (default: {How.episodes})")
+    parser.add_typed("--episodes", int | None, help=f"episodes to play (default: {How.episodes})")
     parser.add_argument(
         "--exhaustive",
         action="store_true",
@@ -37,12 +38,11 @@ def make_parser() -> OneLineParser:
     )
     parser.add_argument("--deterministic", action="store_true", help="take the most probable actions, do not sample")
     parser.add_argument("--control", help="zero-memory: empty the memory before every step")
-    parser.add_argument("--seed", type=int, default=How.seed, help="seed of the environments and sampled actions")
+    parser.add_typed("--seed", int, How.seed, help="seed of the environments and sampled actions")
     parser.add_argument("--env.id", help="another task than the agent was trained on, with the same observations")
-    parser.add_argument("--env.kwargs", type=dict | None, help='its keyword arguments, such as {"corridor": 40}')
-    parser.add_argument(
-        "--max_steps", type=int, default=How.max_steps, help="cut an episode after so many steps: it is then not solved"
-    )
+    parser.add_typed("--env.kwargs", dict[str, Any] | None, help='its keyword arguments, such as {"corridor": 40}')
+    about = f"cut an episode after so many steps, which is then not solved (default: {How.max_steps:,})"
+    parser.add_typed("--max_steps", int, How.max_steps, help=about)
     parser.add_argument("--json", help="new file for the result")
     parser.add_argument(
         "--video",
@@ -66,16 +66,20 @@ def make_parser() -> OneLineParser:
     return parser
 
 
-def check_arguments(args: Namespace) -> None:
+def check_arguments(args: Arguments) -> None:
     """Raises SettingsError, naming the argument, what was given and what is allowed."""
     if args.exhaustive and args.episodes is not None:
         raise SettingsError("--episodes cannot go with --exhaustive, which plays every start state once")
-    if args.episodes is not None and args.episodes < 1:
-        raise SettingsError(f"--episodes must be at least 1, got {args.episodes}")
-    if args.max_steps < 1:
-        raise SettingsError(f"--max_steps must be at least 1, got {args.max_steps}")
-    if args.seed < 0:
-        raise SettingsError(f"--seed must be at least 0, got {args.seed}")
+    for name, least, most in (
+        ("episodes", 1, 10_000_000),
+        ("max_steps", 1, MOST_OF_ALL),
+        ("seed", 0, MOST["run.seed"]),
+    ):
+        value = args[name]
+        if value is not None and value < least:
+            raise SettingsError(f"--{name} must be at least {least}, got {value}")
+        if value is not None and value > most:
+            raise SettingsError(f"--{name} must be at most {most:,}, got {value}")
     if args.control not in (None, "zero-memory"):
         raise SettingsError(f"--control must be zero-memory, got {args.control}")
     for name, endings in (("video", FILMS), ("html", (".html",))):
@@ -85,16 +89,40 @@ def check_arguments(args: Namespace) -> None:
         raise SettingsError(f"--video {args.video}: an .mp4 needs pip install fbrl[video]; a .gif needs nothing more")
     if args.probe is not None and args.diagnose is None:
         raise SettingsError(f"--probe {args.probe} goes with --diagnose only")
-    for name in ("json", "video", "html", "stills", "diagnose"):
-        file = args[name]
-        if file is not None and not Path(file).parent.is_dir():
-            raise SettingsError(f"--{name} {file}: there is no folder {Path(file).parent}")
-        if file is not None and Path(file).exists():
-            raise SettingsError(f"--{name} {file}: exists already and would be overwritten; give a new file")
+    for name in FILES:
+        if args[name] is not None:
+            check_new_file(name, args)
     check_device("--device", args.device)
 
 
-def check_what_is_drawn(args: Namespace, agent: PPO, env: EnvSettings) -> None:
+def task_to_play(env: EnvSettings, args: Arguments) -> tuple[EnvSettings, str]:
+    """The agent's own task, or another, whose keyword arguments are its own; and what is to be said of that."""
+    given, said = args["env.kwargs"], ""
+    if args["env.id"] not in (None, env.id) and given is None and env.kwargs:
+        said = f"env.kwargs {env.kwargs} of {env.id} are not handed to {args['env.id']}; --env.kwargs gives it its own"
+        given = {}
+    return replace(env, id=args["env.id"] or env.id, kwargs=env.kwargs if given is None else given), said
+
+
+def check_new_file(name: str, args: Arguments) -> None:
+    """Raises SettingsError where the argument names no file that can be made, or the same as another."""
+    file = args[name]
+    if not file or not file.isprintable():
+        raise SettingsError(f"--{name} must be the name of a file, got {file!r}")
+    for other in FILES:
+        if (
+            other != name
+            and (args[other] or "\0").isprintable()
+            and Path(args[other]).resolve() == Path(file).resolve()
+        ):
+            raise SettingsError(f"--{name} {file}: must be another file than that of --{other}")
+    if not Path(file).parent.is_dir():
+        raise SettingsError(f"--{name} {file}: there is no folder {Path(file).parent}")
+    if Path(file).exists():
+        raise SettingsError(f"--{name} {file}: exists already and would be overwritten; give a new file")
+
+
+def check_what_is_drawn(args: Arguments, agent: PPO, env: EnvSettings) -> None:
     """Refuses now, and not after the evaluation, what cannot be drawn."""
     for name in ("video", "html", "stills"):
         if args[name]:
@@ -107,7 +135,7 @@ def check_what_is_drawn(args: Namespace, agent: PPO, env: EnvSettings) -> None:
         check_diagnosis(env, args.diagnose)
 
 
-def how_to_play(args: Namespace) -> How:
+def how_to_play(args: Arguments) -> How:
     """What the arguments ask for."""
     episodes = How.episodes if args.episodes is None else args.episodes
     zero_memory = args.control == "zero-memory"
@@ -121,14 +149,12 @@ def main(arguments: list[str] | None = None) -> None:
     how = how_to_play(args)
     checkpoint, settings = find_agent(args.agent)
     agent = load(checkpoint, settings, args.device, trust=args.trust)
-    settings.env = replace(
-        settings.env,
-        id=args.env.id or settings.env.id,
-        kwargs=settings.env.kwargs if args.env.kwargs is None else args.env.kwargs,
-    )
+    settings.env, said = task_to_play(settings.env, args)
     check_what_is_drawn(args, agent, settings.env)
     summary = evaluate(agent, settings.env, how, partial(check_agent, checkpoint, agent, settings))
     task = " ".join([settings.env.id, *(f"{name}={value}" for name, value in settings.env.kwargs.items())])
+    if said:
+        print(said)
     print(as_table(summary, f"{checkpoint} on {task}", how))
     if args.json:
         result = as_json(summary, checkpoint, agent, settings.env, how)

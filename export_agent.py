@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jsonargparse import Namespace
-
 from experiment.agents import check_agent, find_agent
-from experiment.parsing import OneLineParser, fail
+from experiment.output import reporting
+from experiment.parsing import Arguments, OneLineParser
 from experiment.saved import load
 from experiment.settings import SettingsError
 from fbrl.export import save_onnx, save_program
@@ -45,7 +44,7 @@ def check_file(file: Path) -> None:
         raise SettingsError(f"{file}: exists already and would be overwritten; give a new file")
 
 
-def export(args: Namespace) -> None:
+def export(args: Arguments) -> None:
     """Loads the agent and writes its step."""
     file = Path(args.file)
     check_file(file)
@@ -64,9 +63,5 @@ def export(args: Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with reporting():
         export(make_parser().parse_args())
-    except (ValueError, OSError) as error:
-        fail(error)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None

@@ -2,6 +2,7 @@
 
 python train_agent.py --config configs/tmaze.yaml --ppo.gamma 0.995
 python train_agent.py --resume runs/TMaze-v0_feedback_0
+python train_agent.py --resume runs/TMaze-v0_feedback_0 --ppo.timesteps 1e6
 torchrun --nproc-per-node 4 train_agent.py --config configs/tmaze.yaml
 """
 
@@ -14,9 +15,11 @@ from pathlib import Path
 from experiment.distributed import of_first, process_group, say
 from experiment.output import reporting
 from experiment.parsing import OneLineParser, add_settings, load_settings, to_settings
-from experiment.runs import run_folder
+from experiment.runs import run_folder, run_path
 from experiment.settings import Settings, SettingsError
 from experiment.training import control_of, final_line, final_title, train
+
+LONGER = "ppo.timesteps"  # what may be given beside --resume
 
 
 def parse(arguments: list[str] | None = None) -> tuple[Settings, Path | None]:
@@ -32,16 +35,30 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, Path | None]:
     namespace = parser.parse_args(given)
     if namespace.resume is None:
         return to_settings(namespace), None
-    if others := [word for word in given if word.removeprefix("--resume=") not in ("--resume", namespace.resume)]:
-        raise SettingsError(f"--resume takes the run's own settings and no others, got {' '.join(others)}")
-    folder = Path(namespace.resume)
+    if not namespace.resume or not namespace.resume.isprintable():
+        raise SettingsError(f"--resume must be the folder of a run, got {namespace.resume!r}")
+    if others := [name for name, _ in namespace.given if name != LONGER]:
+        only = f"only --{LONGER}, to train longer"
+        raise SettingsError(f"--resume takes the run's own settings and no others, got --{' --'.join(others)} ({only})")
+    folder = Path(namespace.resume).expanduser()
     if not (folder / "config.yaml").is_file():
         raise SettingsError(f"--resume {folder}: holds no run; expected a folder with config.yaml and last.zip")
-    if (folder / "finished").exists():
-        raise SettingsError(
-            f"--resume {folder}: this run has finished; python evaluate_agent.py {folder} plays its agent"
-        )
-    return load_settings(folder / "config.yaml"), folder
+    settings = load_settings(folder / "config.yaml")
+    if namespace.given:
+        settings.ppo.timesteps = to_settings(namespace).ppo.timesteps
+    elif (folder / "finished").exists():
+        plays = f"python evaluate_agent.py {folder} plays its agent"
+        raise SettingsError(f"--resume {folder}: this run has finished; {plays}, --{LONGER} N trains it longer")
+    return settings, folder
+
+
+def control_to_resume(control: Settings, resume: Path | None) -> Path | None:
+    """The control's folder where it goes on, as its run does; raises SettingsError where a new one has no place."""
+    folder = run_path(control)
+    if resume is not None and (folder / "last.zip").is_file():
+        return folder
+    run_folder(control)  # refuses now and not after the training
+    return None
 
 
 def main() -> None:
@@ -49,11 +66,10 @@ def main() -> None:
     with reporting(), process_group():
         settings, resume = of_first(parse)
         control = control_of(settings)
-        if control is not None:
-            of_first(partial(run_folder, control))  # refuse now and not after the training
+        again = None if control is None else of_first(partial(control_to_resume, control, resume))
         lines = [of_first(partial(final_line, settings, train(settings, resume)))]
         if control is not None:
-            lines.append(of_first(partial(final_line, control, train(control))))
+            lines.append(of_first(partial(final_line, control, train(control, again))))
         say(final_title(settings))
         say("\n".join(lines))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from torch import nn
 
 from experiment.environments import closed_after, evaluation_envs
 from experiment.parsing import load_settings
-from experiment.settings import Settings, SettingsError
+from experiment.settings import PPOSettings, Settings, SettingsError
 from fbrl import MemoryPPO
 from fbrl.cores.core import Core
 from fbrl.cores.names import CORES, core_kwargs
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
 from fbrl.evaluation import agent_file
 from fbrl.policy import MemoryPolicy
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    **{"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+}
 
 
 def make_model(settings: Settings, env: VecEnv) -> PPO:
@@ -34,10 +39,15 @@ def make_model(settings: Settings, env: VecEnv) -> PPO:
         policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
     policy_kwargs: dict[str, Any] = {}
     if ppo.net_arch:
-        policy_kwargs |= {"net_arch": list(ppo.net_arch), "activation_fn": nn.ReLU}
+        policy_kwargs |= {"net_arch": list(ppo.net_arch), "activation_fn": ACTIVATIONS[ppo.activation]}
+    if not ppo.ortho_init:
+        policy_kwargs["ortho_init"] = False
+    if ppo.log_std_init != PPOSettings.log_std_init:
+        policy_kwargs["log_std_init"] = ppo.log_std_init
     if is_minigrid_space(space):
         policy_kwargs["features_extractor_class"] = MiniGridEncoder
         policy_kwargs["features_extractor_kwargs"] = {"features_dim": core.d_model}
+    clip_end = ppo.clip_range_end
     kwargs: dict[str, Any] = {
         "learning_rate": LinearSchedule(ppo.learning_rate, ppo.learning_rate_end, end_fraction=1.0),
         "n_steps": ppo.n_steps,
@@ -45,20 +55,41 @@ def make_model(settings: Settings, env: VecEnv) -> PPO:
         "n_epochs": ppo.n_epochs,
         "gamma": ppo.gamma,
         "gae_lambda": ppo.gae_lambda,
-        "clip_range": ppo.clip_range,
+        "clip_range": ppo.clip_range
+        if clip_end is None
+        else LinearSchedule(ppo.clip_range, clip_end, end_fraction=1.0),
         "ent_coef": ppo.ent_coef,
         "vf_coef": ppo.vf_coef,
         "max_grad_norm": ppo.max_grad_norm,
         "target_kl": ppo.target_kl,
+        "use_sde": ppo.use_sde,
+        "sde_sample_freq": ppo.sde_sample_freq,
         "seed": settings.run.seed,
         "device": settings.run.device,
     }
+    if ppo.use_sde and not isinstance(env.action_space, spaces.Box):
+        raise SettingsError(f"ppo.use_sde must be false for actions that are not in a Box, got {env.action_space}")
     if core.name == "none":
-        return PPO(policy, env, policy_kwargs=policy_kwargs, **kwargs)
+        return _made(PPO, policy, env, policy_kwargs=policy_kwargs, **kwargs)
     policy_kwargs.setdefault("net_arch", [])
     sizes = dataclasses.asdict(core)
     policy_kwargs |= {"core_class": CORES[core.name][0], "core_kwargs": core_kwargs(core.name, sizes)}
-    return MemoryPPO(policy, env, seq_len=ppo.seq_len, passes=ppo.passes, policy_kwargs=policy_kwargs, **kwargs)
+    return _made(MemoryPPO, policy, env, seq_len=ppo.seq_len, passes=ppo.passes, policy_kwargs=policy_kwargs, **kwargs)
+
+
+def _made(kind: type[PPO], *args: Any, **kwargs: Any) -> PPO:
+    """The agent; raises SettingsError where sizes do not fit each other, or the memory of this machine."""
+    try:
+        return kind(*args, **kwargs)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not re.search("alloc|out of memory", str(error)):
+            raise
+        sizes = "core.d_model, core.window, core.n_layers, ppo.n_steps, env.n_envs"
+        raise SettingsError(
+            f"the agent and its rollouts do not fit into memory; smaller ones of {sizes} make it"
+        ) from error
 
 
 def find_agent(given: str) -> tuple[Path, Settings]:

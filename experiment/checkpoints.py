@@ -27,6 +27,7 @@ from experiment.events import logger_to, pending
 from experiment.randomness import random_states, set_random_states
 from experiment.settings import Settings, SettingsError
 from fbrl.finite import NotFiniteError
+from fbrl.normalizing import MEMBER, read_statistics, restore, statistics
 from fbrl.novelty import EpisodicNovelty
 from fbrl.ppo import MemoryPPO
 
@@ -39,6 +40,9 @@ def agent_bytes(model: PPO, **more: bytes) -> bytes:
     """The agent as a ``.zip`` file, with ``more`` members: name -> content; loading an agent passes them over."""
     buffer = io.BytesIO()
     model.save(buffer, exclude=NOT_SAVED)
+    normalized = model.get_vec_normalize_env()
+    if normalized is not None:
+        more[MEMBER] = statistics(normalized)
     with zipfile.ZipFile(buffer, "a") as archive:
         for name, content in more.items():
             archive.writestr(name, content)
@@ -165,6 +169,8 @@ def load_checkpoint(folder: Path, settings: Settings, make: Callable[[], VecEnv]
         say(f"{folder}: {f'goes on with new episodes: {why}' if as_before else others}")
         assert model.env is not None
         model.env.seed(mine.run.seed + model.num_timesteps)  # new ones, and not those of the run's start again
+        if (normalized := model.get_vec_normalize_env()) is not None:
+            restore(normalized, read_statistics(io.BytesIO(agent)) or statistics(normalized))
         if (novelty := unwrap_vec_wrapper(model.env, EpisodicNovelty)) is not None:
             novelty.steps_done = model.num_timesteps // size()
     model.set_logger(logger_to(None, state.get("logged", {})))

@@ -20,8 +20,9 @@ from envs.batch import TaskEnv
 from envs.batch_vec_env import BatchVecEnv
 from envs.pool import EnvPoolVecEnv
 from envs.seeding import SeededFirstReset
-from experiment.distributed import say
-from experiment.settings import EnvSettings, SettingsError
+from experiment.distributed import say, size
+from experiment.settings import EnvSettings, Settings, SettingsError
+from fbrl.normalizing import normalize
 from fbrl.novelty import EpisodicNovelty
 from fbrl.spaces import check_spaces
 from fbrl.vec_env import FiniteVecEnv, StepLimit, TaskError, stack_frames
@@ -113,6 +114,23 @@ def make_envs(env: EnvSettings, seed: int, n_envs: int, limit: int | None = None
             own = {"previous_action", "previous_reward"}  # what the agent did is no news
             made = EpisodicNovelty(made, env.novelty, env.novelty_steps, ignored=own)
         return stack_frames(made, env.frame_stack)
+    except ValueError as error:
+        made.close()
+        raise SettingsError(str(error)) from error
+
+
+def training_envs(settings: Settings) -> VecEnv:
+    """The environments that a run is trained in; with observations and rewards normalized as the settings say.
+
+    Raises:
+        SettingsError: as ``make_envs``; and where observations are not in real numbers, or there are other processes.
+    """
+    env = settings.env
+    made = make_envs(env, settings.run.seed, env.n_envs)
+    try:
+        if size() > 1 and (env.normalize_observations or env.normalize_rewards):
+            raise ValueError("env.normalize_observations and env.normalize_rewards take a single process")
+        return normalize(made, env.normalize_observations, env.normalize_rewards, settings.ppo.gamma)
     except ValueError as error:
         made.close()
         raise SettingsError(str(error)) from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 TEMPORARY, LOCK = ".tmp", ".lock"
+WINDOWS = os.name == "nt"
 PAUSES = (0.05, 0.2, 1.0)  # seconds before a rename is tried again
 
 
@@ -77,7 +78,7 @@ def _replace(temporary: Path, path: Path) -> None:
         try:
             return os.replace(temporary, path)
         except PermissionError:
-            if os.name != "nt":
+            if not WINDOWS:
                 raise
             time.sleep(pause)  # Windows: somebody has it open, to read it or to look for viruses
     os.replace(temporary, path)

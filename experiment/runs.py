@@ -18,9 +18,16 @@ import torch
 
 from experiment import files
 from experiment.distributed import size
-from experiment.settings import Settings, SettingsError
+from experiment.settings import FORBIDDEN, Settings, SettingsError
 
 PACKAGES = ("fbrl", "torch", "stable-baselines3", "gymnasium", "minigrid", "envpool", "numpy")
+
+
+def run_path(settings: Settings) -> Path:
+    """The folder of a run, whatever is there."""
+    task = FORBIDDEN.sub("_", settings.env.id.split("/")[-1])
+    name = settings.run.name or f"{task}_{settings.core.name}_{settings.run.seed}"
+    return Path(settings.run.folder) / name
 
 
 def run_folder(settings: Settings) -> Path:
@@ -29,8 +36,7 @@ def run_folder(settings: Settings) -> Path:
     Raises:
         SettingsError: where there already is something.
     """
-    name = settings.run.name or f"{settings.env.id.split('/')[-1]}_{settings.core.name}_{settings.run.seed}"
-    folder = Path(settings.run.folder) / name
+    folder = run_path(settings)
     if not is_free(folder):
         ways = ["choose another run.name", "delete the folder"]
         if (folder / "finished").exists():

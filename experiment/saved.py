@@ -15,6 +15,7 @@ import json
 import pkgutil
 import zipfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +25,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from experiment import unpickled
-from experiment.agents import check_core
+from experiment.agents import check_core, find_agent
 from experiment.environments import evaluation_envs
 from experiment.settings import Settings, SettingsError
 from fbrl import MemoryPPO
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.evaluation import AgentError, load_agent
+from fbrl.normalizing import read_statistics, restore, take_raw
 from fbrl.policy import MemoryPolicy
 
 KNOWN = ("fbrl.", "stable_baselines3.common.", "torch.nn.", "torch.optim.")
@@ -50,6 +52,8 @@ def read_saved(path: Path, device: str = "cpu") -> Saved:
     """Reads a saved agent; raises AgentError where the file is none, or its network has classes of its own."""
     with _no_agent(path), zipfile.ZipFile(path) as file:
         said = json.loads(file.read("data"))
+        if "clip_range" not in said:
+            raise AgentError("holds an agent of another algorithm, not PPO")
         weights = torch.load(io.BytesIO(file.read("policy.pth")), map_location=device, weights_only=True)
         policy, policy_kwargs = (_known(_value(said[name])) for name in ("policy_class", "policy_kwargs"))
         if issubclass(policy, MemoryPolicy) and "normalize_values" not in said:  # see MemoryPPO._setup_model
@@ -123,7 +127,7 @@ def load(
         what = str(error).splitlines()[1].strip()
         raise SettingsError(f"{checkpoint}: its weights do not fit what config.yaml describes: {what}") from None
     agent.num_timesteps = saved.num_timesteps
-    return agent
+    return take_raw(agent, read_statistics(checkpoint))
 
 
 def _make(saved: Saved, env: VecEnv, device: str) -> PPO:
@@ -135,3 +139,33 @@ def _make(saved: Saved, env: VecEnv, device: str) -> PPO:
         agent = PPO(saved.policy, env, n_steps=2, batch_size=2, **kwargs)  # type: ignore[arg-type]
     agent.env = None
     return agent
+
+
+def start_from(model: PPO, settings: Settings) -> None:
+    """Gives a new agent the weights of ``run.start_from``, where that is set; of a task with the same spaces.
+
+    Its optimiser and its counters stay those of a new agent.
+
+    Raises:
+        AgentError: where there is no agent.
+        SettingsError: where its core or its spaces are others.
+    """
+    if settings.run.start_from is None:
+        return
+    checkpoint, theirs = find_agent(settings.run.start_from)
+    where = f"run.start_from {checkpoint}"
+    for key, value in asdict(settings.core).items():
+        if key != "form" and (made_with := getattr(theirs.core, key)) != value:
+            raise SettingsError(f"{where}: core.{key} must be {made_with}, as of that agent, got {value}")
+    saved, mine = read_saved(checkpoint).weights, model.policy.state_dict()
+    for name in sorted(saved.keys() ^ mine.keys()):
+        raise SettingsError(
+            f"{where}: {'only it' if name in saved else 'it does not have, but the new agent'} has {name}"
+        )
+    for name, weight in saved.items():
+        if weight.shape != mine[name].shape:
+            shapes = f"{name} is {tuple(weight.shape)} there and {tuple(mine[name].shape)} here"
+            raise SettingsError(f"{where}: the agent is of other observations, actions or layers: {shapes}")
+    if (statistics := read_statistics(checkpoint)) is not None and (env := model.get_vec_normalize_env()) is not None:
+        restore(env, statistics)
+    model.policy.load_state_dict(saved)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 import yaml
 
 from experiment import files
+from experiment.typed import SettingsError as SettingsError
+from experiment.typed import convert, shown
 from fbrl.cores.forms import Form, cannot_compile
 from fbrl.cores.names import CORES, core_kwargs
-
-
-class SettingsError(ValueError):
-    """A setting that cannot be used; the message is one line that names it."""
 
 
 @dataclass
@@ -39,6 +39,9 @@ class EnvSettings:
             has not shown yet (previous_action and previous_reward aside), at the start; it falls linearly to 0. For
             observations in whole numbers.
         novelty_steps: Environment steps, counted over all environments, after which novelty is 0.
+        normalize_observations: Show observations in units of their running deviation, around their running mean, by
+            Stable-Baselines3's VecNormalize; the statistics are saved with the agent. For real numbers, no symbols.
+        normalize_rewards: Train on rewards in units of the running deviation of returns, by VecNormalize.
     """
 
     id: str = "fbrl/TMaze-v0"
@@ -51,6 +54,8 @@ class EnvSettings:
     frame_stack: int | None = None
     novelty: float = 0.0
     novelty_steps: int = 2_000_000
+    normalize_observations: bool = False
+    normalize_rewards: bool = False
 
 
 CoreName = Literal["feedback", "feedback_plain", "gru", "lstm", "transformer_xl", "gtrxl", "memoryless", "none"]
@@ -104,8 +109,14 @@ class PPOSettings:
         vf_coef: Weight of the value loss.
         max_grad_norm: Gradients are clipped to this norm.
         net_arch: Widths of the layers between the memory and the policy's and the value's head, each of which has its
-            own, with ReLU; [] means that the heads read the memory's output as it is. Of core.name none, [] means
+            own; [] means that the heads read the memory's output as it is. Of core.name none, [] means
             Stable-Baselines3's own layers.
+        activation: Activation function of the layers of net_arch.
+        ortho_init: Start the layers outside the memory orthogonal.
+        use_sde: Explore by noise that depends on the state (gSDE); for actions in a Box.
+        sde_sample_freq: Steps after which gSDE draws new noise; -1 means once a rollout.
+        log_std_init: Logarithm of the deviation of actions in a Box at the start.
+        clip_range_end: How far the ratio may move at the end; linear in between; null means as at the start.
         target_kl: Ends the epochs of an update when the policy has moved further than 1.5 times this; null means never.
     """
 
@@ -126,6 +137,12 @@ class PPOSettings:
     max_grad_norm: float = 0.5
     target_kl: float | None = None
     net_arch: list[int] = field(default_factory=list)
+    activation: Literal["relu", "tanh", "elu", "leaky_relu", "gelu", "silu"] = "relu"
+    ortho_init: bool = True
+    use_sde: bool = False
+    sde_sample_freq: int = -1
+    log_std_init: float = 0.0
+    clip_range_end: float | None = None
 
 
 @dataclass
@@ -135,6 +152,8 @@ class RunSettings:
     Args:
         name: Folder of the run, inside folder; null means the task and the seed.
         folder: Where runs go.
+        start_from: Folder or .zip of a trained agent whose weights a new run starts with; its spaces and core must be
+            the same, the task may be another. Null means new weights.
         seed: Seed of weights, environments and sampling.
         device: auto, cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.
         threads: CPU threads that PyTorch uses; null leaves PyTorch's default.
@@ -156,6 +175,7 @@ class RunSettings:
 
     name: str | None = None
     folder: str = "runs"
+    start_from: str | None = None
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -203,7 +223,15 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "at least 0",
         lambda value: value >= 0,
-        ("env.novelty", "ppo.learning_rate_end", "ppo.ent_coef", "ppo.ent_coef_end", "ppo.vf_coef", "run.seed"),
+        (
+            "env.novelty",
+            "ppo.learning_rate_end",
+            "ppo.clip_range_end",
+            "ppo.ent_coef",
+            "ppo.ent_coef_end",
+            "ppo.vf_coef",
+            "run.seed",
+        ),
     ),
     (
         "more than 0",
@@ -214,8 +242,24 @@ RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 )
 
 
+MOST_OF_ALL = 10**12  # of a number for which nothing less is said
+MOST = {  # beyond what machines have; what is less may still be too much for one of them
+    **dict.fromkeys(("env.n_envs", "core.d_model", "core.n_heads", "run.eval_envs"), 100_000),
+    **dict.fromkeys(("env.frame_stack", "core.n_layers", "run.threads"), 1_000),
+    **dict.fromkeys(("core.window", "core.d_feedforward", "ppo.seq_len", "ppo.n_epochs", "ppo.passes"), 1_000_000),
+    **dict.fromkeys(("ppo.n_steps", "ppo.batch_size", "run.eval_episodes"), 100_000_000),
+    **dict.fromkeys(("ppo.learning_rate", "ppo.learning_rate_end", "ppo.clip_range", "ppo.target_kl"), 1_000),
+    **dict.fromkeys(("ppo.ent_coef", "ppo.ent_coef_end", "ppo.vf_coef", "ppo.max_grad_norm", "env.novelty"), 10**6),
+    "run.seed": 2**31 - 1,  # with room for the seeds of evaluations and further environments below 2^32
+}
+WINDOWS = os.name == "nt"
+PATHS = ("run.folder", "run.start_from")
+FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]|[ .]$')  # in a name, on Windows
+
+
 def check(settings: Settings) -> None:
     """Raises SettingsError, naming the setting, what was given and what is allowed."""
+    _check_types(settings)
     env, core, ppo, run = settings.env, settings.core, settings.ppo, settings.run
     for allowed, holds, names in RULES:
         for name in names:
@@ -223,6 +267,8 @@ def check(settings: Settings) -> None:
             value = getattr(getattr(settings, group), key)
             if value is not None and not holds(value):
                 raise SettingsError(f"{name} must be {allowed}, got {value}")
+    _check_most(settings)
+    _check_name(settings.run.name)
     for name, value in {"ppo.n_steps": ppo.n_steps, "ppo.batch_size": ppo.batch_size}.items():
         if value < 1 or value % ppo.seq_len:
             raise SettingsError(f"{name} must be a multiple of ppo.seq_len = {ppo.seq_len}, got {value}")
@@ -244,15 +290,53 @@ def check(settings: Settings) -> None:
         raise SettingsError(f"core.form must be auto, fast or plain without {lacks}, got compiled")
     if core.form == "compiled" and run.device != "cpu" and (run.device != "auto" or torch.cuda.is_available()):
         raise SettingsError(f"core.form must be auto, fast or plain where run.device is {run.device}, got compiled")
+    if ppo.sde_sample_freq < 1 and ppo.sde_sample_freq != -1:
+        raise SettingsError(f"ppo.sde_sample_freq must be at least 1, or -1, got {ppo.sde_sample_freq}")
+    if abs(ppo.log_std_init) > 20:
+        raise SettingsError(f"ppo.log_std_init must be between -20 and 20, got {ppo.log_std_init}")
     has_heads = core.name in CORES and "n_heads" in core_kwargs(core.name, asdict(core))
     if has_heads and core.d_model % core.n_heads:
         raise SettingsError(f"core.n_heads must divide core.d_model = {core.d_model}, got {core.n_heads}")
+
+
+def _check_types(settings: Settings) -> None:
+    """Settings may also be made in Python, where types are not looked at."""
+    for group, kind in GROUPS.items():
+        for key, hint in get_type_hints(kind).items():
+            convert(f"{group}.{key}", getattr(getattr(settings, group), key), hint)
+
+
+def _check_most(settings: Settings) -> None:
+    for group in GROUPS:
+        for key, value in vars(getattr(settings, group)).items():
+            name = f"{group}.{key}"
+            most = MOST.get(name, MOST_OF_ALL)
+            if isinstance(value, (int, float)) and value > most:
+                raise SettingsError(f"{name} must be at most {most:,}, got {value}")
+    if len(settings.ppo.net_arch) > MOST["core.n_layers"] or any(
+        width > MOST["core.d_model"] for width in settings.ppo.net_arch
+    ):
+        raise SettingsError(
+            f"ppo.net_arch must hold widths of at most {MOST['core.d_model']:,}, got {shown(settings.ppo.net_arch)}"
+        )
+
+
+def _check_name(name: str | None) -> None:
+    if name is None:
+        return
+    path = Path(name)
+    if not name.strip() or path.is_absolute() or ".." in path.parts or path == Path():
+        raise SettingsError(f"run.name must be a folder inside run.folder, got {name or 'nothing'}")
+    if WINDOWS and FORBIDDEN.search(name):
+        raise SettingsError(f"run.name must be without characters that Windows forbids in a name, got {name}")
 
 
 def check_device(name: str, device: str) -> None:
     """Raises SettingsError where PyTorch has no such device; Stable-Baselines3 would take the CPU without a word."""
     if device == "auto":
         return
+    if not re.fullmatch(r"cpu|(cuda|mps|xpu|hpu)(:\d{1,3})?", device):
+        raise SettingsError(f"{name} must be auto, cpu, cuda, cuda:1, ..., got {shown(device)}")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or one that this machine lacks

@@ -33,18 +33,21 @@ from experiment.distributed import (
     say,
     share,
 )
-from experiment.environments import closed_after, evaluation_envs, make_envs
+from experiment.environments import closed_after, evaluation_envs, training_envs
 from experiment.evaluating import Evaluate
 from experiment.events import logger_to, pending, trim
 from experiment.guests import Guests, find, invite
 from experiment.insight import check_recordable
+from experiment.parsing import load_settings
 from experiment.randomness import apart
 from experiment.runs import create_run, never_began, note_resumed, run_folder
-from experiment.settings import Settings, check_device
+from experiment.saved import start_from
+from experiment.settings import Settings, SettingsError, check_device
 from experiment.timing import TimeShares
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.evaluation import load_agent, play, summarise
 from fbrl.finite import NotFiniteError
+from fbrl.normalizing import frozen
 
 FINAL_EPISODES = 200
 EVALUATION_SEED, FINAL_SEED = 1_000_000, 2_000_000  # beyond run.seed: evaluations on the way, and the last one
@@ -100,6 +103,8 @@ def learn(model: PPO, settings: Settings, folder: Path) -> None:
                 n_envs = min(run.eval_envs, run.eval_episodes)
                 eval_env = evaluation_envs(env, run.seed + EVALUATION_SEED, n_envs, run.eval_max_steps)
                 stack.enter_context(closed_after(eval_env))
+                if (normalized := model.get_vec_normalize_env()) is not None:
+                    eval_env = frozen(eval_env, normalized)
                 evaluate = _evaluate(settings, folder, eval_env, checkpoint)
             _learn(model, settings, checkpoint, finished, evaluate, guests)
     except Interrupted:
@@ -188,13 +193,14 @@ def train(settings: Settings, resume: Path | None = None) -> Path:
         check_recordable(mine.env, "run.eval_pictures: true")
     if settings.run.threads is not None:
         torch.set_num_threads(settings.run.threads)
-    make = partial(make_envs, mine.env, mine.run.seed, mine.env.n_envs)
+    make = partial(training_envs, mine)
     folder = of_first(partial(run_folder, settings)) if resume is None else resume
     begins = resume is None or of_first(partial(never_began, folder))
     with contextlib.ExitStack() as stack:
         model = None
         if begins:  # before the folder is made: what is refused here leaves nothing
             model = make_model(mine, stack.enter_context(closed_after(make())))
+            start_from(model, settings)
         if rank() == 0:
             stack.enter_context(files.held(folder))
         if model is None:
@@ -215,12 +221,28 @@ def _begin(model: PPO, settings: Settings, folder: Path, resume: Path | None) ->
 
 
 def _go_on(settings: Settings, folder: Path, make: Callable[[], VecEnv]) -> PPO:
-    """The model of the run's checkpoint."""
+    """The model of the run's checkpoint; also where it is to be trained longer than it was before.
+
+    Schedules are then those of the new length, from the first step on: what had fallen to its end rises to where it
+    would be at this step, and falls again.
+    """
     model = load_checkpoint(folder, settings, make)
     check_agent(folder / "last.zip", model, settings, model.env)
-    of_first(partial(note_resumed, folder, model.num_timesteps))
-    say(f"{folder}: going on from {model.num_timesteps:,} of {settings.ppo.timesteps:,} steps")
+    before, now, done = of_first(lambda: load_settings(folder / "config.yaml")), settings.ppo, model.num_timesteps
+    if now.timesteps <= done and now.timesteps != before.ppo.timesteps:
+        raise SettingsError(f"ppo.timesteps must be more than {done:,}, which {folder} has made, got {now.timesteps:,}")
+    of_first(partial(_note_on_going_on, settings, folder, done))
+    say(f"{folder}: going on from {done:,} of {now.timesteps:,} steps")
+    if now.timesteps != before.ppo.timesteps:
+        rate = model.lr_schedule(1 - done / now.timesteps)
+        say(f"{folder}: schedules are those of {now.timesteps:,} steps now; the learning rate goes on at {rate:.2g}")
     return model
+
+
+def _note_on_going_on(settings: Settings, folder: Path, timesteps: int) -> None:
+    settings.save(folder / "config.yaml")
+    (folder / "finished").unlink(missing_ok=True)
+    note_resumed(folder, timesteps)
 
 
 def _learn_or_say(model: PPO, settings: Settings, folder: Path) -> None:
@@ -267,5 +289,6 @@ def control_of(settings: Settings) -> Settings | None:
     if not settings.run.control or settings.core.name == "none":
         return None
     name = settings.run.name and f"{settings.run.name}_control"
-    core, run = dataclasses.replace(settings.core, name="none"), dataclasses.replace(settings.run, name=name)
+    core = dataclasses.replace(settings.core, name="none")
+    run = dataclasses.replace(settings.run, name=name, start_from=None)
     return dataclasses.replace(settings, core=core, run=run)

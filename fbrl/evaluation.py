@@ -16,6 +16,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv
 
+from fbrl.normalizing import read_statistics, take_raw
 from fbrl.policy import MemoryPolicy
 from fbrl.ppo import MemoryPPO
 
@@ -59,7 +60,10 @@ def load_agent(path: str | Path, device: str = "auto") -> PPO:
     try:
         data, _, _ = load_from_zip_file(path, device="cpu")
         remembers = issubclass((data or {})["policy_class"], MemoryPolicy)
-        return (MemoryPPO if remembers else PPO).load(path, device=device)
+        if "clip_range" not in (data or {}):
+            raise TypeError("it is of another algorithm, not PPO")
+        agent = (MemoryPPO if remembers else PPO).load(path, device=device)
+        return take_raw(agent, read_statistics(path))
     except Exception as error:  # unpickling raises whatever the file makes it raise
         raise AgentError(f"{path}: holds no agent that can be loaded ({type(error).__name__}: {error})") from error
 

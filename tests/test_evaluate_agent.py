@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from PIL import Image
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 import envs
@@ -278,7 +278,16 @@ def test_the_memoryless_agent(run, copy, tmp_path):
     ("arguments", "message"),
     [
         (["--episodes=0"], "--episodes must be at least 1, got 0"),
-        (["--episodes=many"], "episodes"),
+        (["--episodes=many"], "--episodes must be a whole number or null, got many"),
+        (["--episodes=1e30"], "--episodes must be at most 10,000,000, got 1"),
+        (["--seed=4294967296"], "--seed must be at most 2,147,483,647, got 4294967296"),
+        (["--max_steps=0"], "--max_steps must be at least 1, got 0"),
+        (["--json=same.gif", "--video=same.gif"], "--json same.gif: must be another file than that of --video"),
+        (["--json=a\0b"], "--json must be the name of a file, got 'a\\x00b'"),
+        (["--json="], "--json must be the name of a file, got ''"),
+        (["--device=meta"], "--device must be auto, cpu, cuda, cuda:1, ..., got meta"),
+        (["--device=cpu:7"], "--device must be auto, cpu, cuda, cuda:1, ..., got cpu:7"),
+        (["--env.kwargs={class_path: os.system}"], "got an unexpected keyword argument 'class_path'"),
         (["--episodes=5", "--exhaustive"], "--episodes cannot go with --exhaustive"),
         (["--seed=-1"], "--seed must be at least 0, got -1"),
         (["--control=one-memory"], "--control must be zero-memory, got one-memory"),
@@ -434,3 +443,31 @@ def assert_refused(result, message):
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_another_task_is_not_handed_the_old_ones_arguments(run, saved):
+    """Kind: settings of one task that reach another without a word."""
+    code, out, _ = run(saved, "--env.id=fbrl/TMaze-v0", "--episodes=1")
+    assert code == 0
+    assert "handed" not in out
+    gym.register(
+        "tests/OtherTMaze-v0", entry_point="envs.tmaze:TMazeEnv", order_enforce=False, disable_env_checker=True
+    )
+    try:
+        code, out, _ = run(saved, "--env.id=tests/OtherTMaze-v0", "--episodes=1")
+        assert code == 0
+        assert out.startswith("env.kwargs {'corridor': 2} of fbrl/TMaze-v0 are not handed to tests/OtherTMaze-v0; ")
+        assert "best.zip on tests/OtherTMaze-v0\n" in out or "last.zip on tests/OtherTMaze-v0\n" in out
+        code, out, _ = run(saved, "--env.id=tests/OtherTMaze-v0", "--env.kwargs={corridor: 2}", "--episodes=1")
+        assert "handed" not in out
+        assert "tests/OtherTMaze-v0 corridor=2" in out
+    finally:
+        del gym.registry["tests/OtherTMaze-v0"]
+
+
+@pytest.mark.parametrize("trust", [[], ["--trust"]])
+def test_an_agent_of_another_algorithm(run, copy, trust):
+    """Kind: an agent that is taken for what it is not."""
+    (copy / "last.zip").unlink()
+    A2C("MlpPolicy", envs.make("fbrl/TMaze-v0", corridor=2), device="cpu").save(copy / "last.zip")
+    assert_refused(run(copy, *trust), "another algorithm, not PPO")

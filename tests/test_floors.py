@@ -56,6 +56,7 @@ FLOORS = {
     "fbrl.buffer": 8,
     "fbrl.vec_env": 8,
     "fbrl.ppo": 9,
+    "fbrl.normalizing": 8,
     "fbrl.evaluation": 10,
     "fbrl.insight": 0,
     "fbrl.insight.colours": 0,
@@ -74,6 +75,8 @@ FLOORS = {
     "fbrl": 11,  # the roof: hands out the public names, and nothing below imports it
     "experiment": 13,
     "experiment.files": 13,
+    "experiment.typed": 13,
+    "experiment.reading": 14,
     "experiment.episodes": 13,
     "experiment.settings": 14,
     "experiment.timing": 14,

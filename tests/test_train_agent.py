@@ -438,6 +438,15 @@ def test_interrupted_in_its_own_process(tmp_path):
         (["--env.engine=genpool"], "env.engine must be one of 'minigrid', 'envpool', got genpool"),
         (["--run.device=abacus"], "run.device must be auto, cpu, cuda"),
         (["--run.folder=/dev/null"], "/dev/null"),
+        (["--resume="], "--resume must be the folder of a run, got ''"),
+        (["--resume=a\0b"], "--resume must be the folder of a run, got 'a\\x00b'"),
+        (["--run.name=../../x"], "run.name must be a folder inside run.folder, got ../../x"),
+        (["--run.name=a\0b"], "run.name must be text without control characters"),
+        (["--run.name=3", "--core.d_model=null"], "core.d_model must be a whole number, got null"),
+        (["--run.device=meta"], "run.device must be auto, cpu, cuda, cuda:1, ..., got meta"),
+        (["--run.threads=1e8"], "run.threads must be at most 1,000, got 100000000"),
+        (["--env.kwargs={class_path: os.system}"], "got an unexpected keyword argument 'class_path'"),
+        (["--run.start_from=nowhere"], "nowhere: no such file or folder"),
     ],
 )
 def test_bad_input(train, tmp_path, arguments, message):
@@ -461,6 +470,7 @@ def test_a_folder_that_holds_a_run(run, finished):
     arguments = (*TINY, f"--run.folder={finished.parent}")
     assert_refused(run(*arguments, "--run.name=tiny"), "tiny already holds a run; choose another run.name")
     assert_refused(run("--resume", finished), "this run has finished; python evaluate_agent.py")
+    assert_refused(run("--resume", finished, "--ppo.timesteps=16"), "ppo.timesteps must be more than 32, which")
     assert contents(finished) == before
 
 
@@ -721,3 +731,22 @@ def test_the_events_of_a_killed_run_are_those_of_an_uninterrupted_one(run, train
     assert found.keys() == expected.keys()
     for tag in found.keys() - {tag for tag in found if tag.startswith("time/")}:
         assert found[tag] == expected[tag], tag
+
+
+def test_a_curriculum_in_two_commands(train, tmp_path):
+    """S7, then S9 from its agent; the control starts from new weights, as it has no memory."""
+    memory = ("--env.kwargs={}", "--ppo.timesteps=32", "--run.eval_max_steps=20", "--run.eval_every=1000")
+    assert train("--env.id=fbrl/MemoryS7-View3-v0", *memory, "--run.name=s7")[0] == 0
+    more = (f"--run.start_from={tmp_path / 's7'}", "--run.name=s9")
+    code, _, err = train("--env.id=fbrl/MemoryS9-View3-v0", *memory, *more, "--run.control=true")
+    assert (code, err) == (0, "")
+    assert load_settings(tmp_path / "s9" / "config.yaml").run.start_from == str(tmp_path / "s7")
+
+
+def test_a_finished_run_and_its_control_are_trained_longer(train, run, tmp_path):
+    assert train("--run.name=tiny", "--run.control=true", "--ppo.timesteps=32")[0] == 0
+    code, out, _ = run("--resume", tmp_path / "tiny", "--ppo.timesteps=6.4e1")
+    assert code == 0
+    assert out.count("going on from 32 of 64 steps") == 2
+    for name, algorithm in (("tiny", MemoryPPO), ("tiny_control", PPO)):
+        assert algorithm.load(tmp_path / name / "last.zip", device="cpu").num_timesteps == 64

@@ -23,9 +23,16 @@ from benchmarks.learning.suite import RUNS, SUITES, Run, Suite, load_suite
 from benchmarks.learning.tables import read_results
 from benchmarks.report import ROOT
 from experiment.parsing import fail
-from experiment.settings import SettingsError
+from experiment.settings import PPOSettings, SettingsError
 
 OF_A_RUN = ("task", "core", "seed")
+RARE = (
+    "activation",
+    "ortho_init",
+    "use_sde",
+    "sde_sample_freq",
+    "log_std_init",
+)  # said only where they are not the default
 
 
 def publish(suite: Suite, run: Run, source: Path, folder: Path) -> None:
@@ -68,7 +75,10 @@ def card(suite: Suite, folder: Path) -> str:
     if not result["exact"]:
         how = f"{result['episodes']} episodes, {how}"
     core = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(settings.core).items() if value is not None)
-    ppo = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(settings.ppo).items() if value is not None)
+    training = dataclasses.asdict(settings.ppo)
+    usual = {key for key in RARE if training[key] == getattr(PPOSettings, key)}
+    said = {key: value for key, value in training.items() if value is not None and key not in usual}
+    ppo = ", ".join(f"{key} {value}" for key, value in said.items())
     emptied = result["success_zero_memory"]
     env = settings.env
     bonus = f", novelty bonus {env.novelty} to 0 at {env.novelty_steps:,} steps" if env.novelty else ""

@@ -72,7 +72,7 @@ def test_windows_may_have_to_try_again(tmp_path, monkeypatch):
     with pytest.raises(FileError, match="Permission denied"):
         write(tmp_path / "file", "new")
     assert len(tried) == 1
-    monkeypatch.setattr("experiment.files.os.name", "nt")
+    monkeypatch.setattr(files, "WINDOWS", True)
     write(tmp_path / "file", "new")
     assert len(tried) == 3
 

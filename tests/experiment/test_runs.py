@@ -7,7 +7,7 @@ import torch
 
 from experiment.files import FileError, held
 from experiment.parsing import load_settings
-from experiment.runs import create_run, never_began, note_resumed, run_folder
+from experiment.runs import create_run, never_began, note_resumed, run_folder, run_path
 from experiment.settings import EnvSettings, RunSettings, Settings, SettingsError
 
 
@@ -102,3 +102,16 @@ def test_two_starts_at_once_have_one_folder(tmp_path):
         with pytest.raises(FileError, match="tiny: another process is training in it"), held(folder):
             pass
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "versions.json"}
+
+
+@pytest.mark.parametrize(
+    ("env_id", "name"),
+    [
+        ("fbrl/TMaze-v0", "TMaze-v0_feedback_0"),
+        ("my_package:Cue-v0", "my_package_Cue-v0_feedback_0"),
+        ('a<b>|"c?*\\-v0', "a_b___c___-v0_feedback_0"),
+    ],
+)
+def test_a_default_name_that_every_system_takes(env_id, name):
+    """Kind: a folder's name that some system forbids; the id of a task in a module of one's own has a colon."""
+    assert run_path(Settings(EnvSettings(env_id))).name == name

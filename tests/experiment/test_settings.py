@@ -238,3 +238,108 @@ def test_settings_of_a_device_that_is_not_here_can_be_read(tmp_path):
     settings.run.device = "cuda:77"
     settings.save(tmp_path / "config.yaml")
     assert load_settings(tmp_path / "config.yaml") == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ppo:\n  gamma: 0.9\n  gamma: 0.8\n", "Problems parsing config: line 3: gamma is given twice"),
+        ("ppo: {gamma: 0.9}\nppo: {n_steps: 64}\n", "Problems parsing config: line 2: ppo is given twice"),
+        ("env:\n  kwargs: {a: {b: 1, b: 2}}\n", "line 2: b is given twice"),
+        ("ppo:\n\tgamma: 0.9\n", "Problems parsing config: line 2: "),
+        ("ppo: null", "ppo must be a group of settings, got null"),
+        ("run:", "run must be a group of settings, got null"),
+        ("env: {kwargs: &a {b: *a}}", "it must have at most 10,000 parts, with what its anchors stand for"),
+        ("run: {seed: !!python/object/apply:os.getcwd []}", "could not determine a constructor for the tag"),
+        ("ppo: {learning_rate: .inf}", "ppo.learning_rate must be a number, got inf"),
+        ("run: {name: 3}", "run.name must be text or null, got 3"),
+        ("run: {seed: 2020-01-01}", "run.seed must be a whole number, got 2020-01-01"),
+        ("run: {seed: 2020-01-99}", "Problems parsing config: "),
+        ("env: {kwargs: {1: 2}}", "env.kwargs must be a mapping with names as keys"),
+    ],
+)
+def test_files_that_mislead(file, text, message):
+    """Kind: YAML that is taken for something else than it says."""
+    path = file(text)
+    with pytest.raises(SettingsError, match=re.escape(message)) as error:
+        load_settings(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_bomb_and_a_file_of_a_gigabyte_are_refused_at_once(file, tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    with pytest.raises(SettingsError, match="at most 10,000 parts"):
+        load_settings(file("env:\n  kwargs:\n" + "".join(f"    {line}\n" for line in lines)))
+    with pytest.raises(SettingsError, match="nested too deeply"):
+        load_settings(file("env: {kwargs: {a: " + "[" * 9000 + "]" * 9000 + "}}"))
+    with (tmp_path / "large.yaml").open("wb") as large:
+        large.truncate(10**9)
+    with pytest.raises(SettingsError, match=r"large\.yaml: must be at most 1,000,000 bytes, got 1,000,000,000"):
+        load_settings(tmp_path / "large.yaml")
+
+
+def test_whole_numbers_as_people_write_them(file):
+    """Kind: what is a number to everyone but YAML 1.1."""
+    assert parse("--ppo.timesteps=1e6").ppo.timesteps == 10**6
+    assert load_settings(file("ppo: {timesteps: 2.5e6, learning_rate: 1e-4}")).ppo.timesteps == 2_500_000
+    assert type(parse("--ppo.timesteps=1e6").ppo.timesteps) is int
+    assert parse("--env.kwargs={a: 1e6}").env.kwargs == {"a": 1e6}
+    with pytest.raises(SettingsError, match=r"ppo\.timesteps must be a whole number, got 1e-06"):
+        parse("--ppo.timesteps=1e-6")
+
+
+def test_paths_are_expanded(file, monkeypatch, tmp_path):
+    """Kind: a folder that is called ~, or $HOME."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WHERE", "here")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert load_settings(file("run: {folder: ~/runs}")).run.folder == f"{tmp_path}/runs"
+    assert load_settings(file("run: {folder: $HOME/$WHERE}")).run.folder == f"{tmp_path}/here"
+    assert parse("--run.folder=${HOME}/a").run.folder == f"{tmp_path}/a"
+    with pytest.raises(SettingsError, match=r"run\.folder must name .* variables that there are, got \$NOWHERE/a"):
+        parse("--run.folder=$NOWHERE/a")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/tmp/x", "..", ".", "", " ", "a\0b", "a\nb", "a\x1b[31mb"])
+def test_names_that_are_no_folder_inside(name):
+    with pytest.raises(SettingsError, match=r"run\.name must be "):
+        check(Settings(run=RunSettings(name=name)))
+
+
+def test_names_on_windows(monkeypatch):
+    check(Settings(run=RunSettings(name="x: y")))
+    monkeypatch.setattr("experiment.settings.WINDOWS", True)
+    with pytest.raises(SettingsError, match="characters that Windows forbids in a name, got x: y"):
+        check(Settings(run=RunSettings(name="x: y")))
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu:7", "cuda:-1", "cuda:x", "", "auto:1", "CPU"])
+def test_devices_that_are_none(device):
+    with pytest.raises(SettingsError, match=r"^--device must be auto, cpu, cuda, cuda:1, \.\.\., got "):
+        check_device("--device", device)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "most"),
+    [
+        ("run.seed", 2**32, "2,147,483,647"),
+        ("env.n_envs", 10**11, "100,000"),
+        ("core.d_model", 10**11, "100,000"),
+        ("core.window", 10**11, "1,000,000"),
+        ("run.threads", 10**8, "1,000"),
+        ("ppo.timesteps", 10**18, "1,000,000,000,000"),
+        ("ppo.clip_range", 1e30, "1,000"),
+        ("ppo.ent_coef", 1e30, "1,000,000"),
+    ],
+)
+def test_numbers_beyond_every_machine(name, value, most):
+    with pytest.raises(SettingsError, match=f"^{name} must be at most {most}, got "):
+        parse(f"--{name}={value}")
+
+
+def test_settings_made_in_python_are_held_against_their_types():
+    settings = Settings()
+    settings.ppo.gamma = "high"
+    with pytest.raises(SettingsError, match=r"^ppo\.gamma must be a number, got high$"):
+        check(settings)

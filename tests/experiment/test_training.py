@@ -11,11 +11,16 @@ import torch
 from gymnasium import spaces
 
 from experiment import training
+from experiment.agents import make_model
 from experiment.callbacks import MemoryFigures
+from experiment.environments import training_envs
 from experiment.files import FileError
-from experiment.settings import CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings
+from experiment.parsing import load_settings
+from experiment.saved import start_from
+from experiment.settings import CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings, SettingsError
 from experiment.training import final_line, train
 from fbrl import MemoryPPO
+from fbrl.evaluation import AgentError
 from fbrl.vec_env import TaskError
 
 ID = "tests/Counted-v0"
@@ -267,3 +272,76 @@ def test_stopping_at_a_success_that_is_never_reported_is_told(settings, capsys):
     assert not any("stop_at_success" in line for line in others)
     train(settings(stop_at_success=0.0, success=True, name="other"))
     assert "has no effect" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_is_trained_longer(settings, tmp_path, capsys, finished):
+    """Kind: going on with other settings. Schedules are those of the new length; what was is kept."""
+    given = settings(success=True)
+    given.ppo.ent_coef_end = 0.0
+    folder = train(given)
+    lines = (folder / "evaluations.jsonl").read_text()
+    if not finished:
+        (folder / "finished").unlink()
+    capsys.readouterr()
+    given.ppo.timesteps = 2 * UPDATES * ROLLOUT
+    assert train(given, folder) == folder
+    out = capsys.readouterr().out
+    assert "going on from 64 of 128 steps" in out
+    assert "schedules are those of 128 steps now; the learning rate goes on at 0.00025" in out
+    assert (folder / "finished").exists()
+    assert load_settings(folder / "config.yaml") == given
+    assert (folder / "evaluations.jsonl").read_text().startswith(lines)
+    assert MemoryPPO.load(folder / "last.zip", device="cpu").num_timesteps == 128
+
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    given.ppo.timesteps = 100
+    with pytest.raises(SettingsError, match=r"^ppo\.timesteps must be more than 128, which .*/run has made, got 100$"):
+        train(given, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_new_run_starts_from_an_agent(settings, tmp_path):
+    """On another task of the same spaces; with its weights, and a new optimiser and new counters."""
+    first = train(settings())
+    given = settings(name="second", length=3, start_from=str(first))
+    env = training_envs(given)
+    model = make_model(given, env)
+    start_from(model, given)
+    assert equal(model.policy.state_dict(), MemoryPPO.load(first / "best.zip", device="cpu").policy.state_dict())
+    assert (model.num_timesteps, model.policy.optimizer.state_dict()["state"]) == (0, {})
+    second = train(given)
+    assert MemoryPPO.load(second / "last.zip", device="cpu").num_timesteps == 64
+    assert not equal(weights(second), weights(first))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"window": 5}, r"core\.window must be 4, as of that agent, got 5"),
+        ({"core": "gru"}, r"core\.name must be feedback, as of that agent, got gru"),
+        ({"env_id": "CartPole-v1"}, r"the agent is of other observations, actions or layers: .* there and .* here"),
+        ({"net_arch": [16, 16]}, r"(only it|it does not have)"),
+    ],
+)
+def test_an_agent_that_a_run_cannot_start_from(settings, tmp_path, change, message):
+    first = train(settings())
+    window, net_arch = change.pop("window", None), change.pop("net_arch", None)
+    given = settings(name="second", start_from=str(first), **change)
+    given.core.window = window or given.core.window
+    given.ppo.net_arch = net_arch or given.ppo.net_arch
+    with pytest.raises(SettingsError, match=rf"^run\.start_from {first}/best\.zip: {message}"):
+        train(given)
+    assert not (tmp_path / "second").exists()
+    given.run.start_from = str(tmp_path / "nowhere")
+    with pytest.raises(AgentError, match="nowhere: no such file or folder"):
+        train(given)
+    assert not (tmp_path / "second").exists()
+
+
+def test_what_does_not_fit_into_memory_is_refused(settings, tmp_path):
+    given = settings()
+    given.core.d_model = given.core.d_feedforward = 100_000
+    with pytest.raises(SettingsError, match="the agent and its rollouts do not fit into memory; smaller ones of core"):
+        train(given)
+    assert not (tmp_path / "run").exists()
