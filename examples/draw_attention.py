@@ -9,12 +9,11 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
-from minigrid.core.actions import Actions
 from stable_baselines3.common.env_util import make_vec_env
 
 from fbrl.evaluation import load_agent, play, summarise
 from fbrl.insight.page import about, save_page
-from fbrl.insight.recording import record
+from fbrl.insight.recording import action_names, record
 from fbrl.insight.video import save_video
 from fbrl.symbolic import SymbolicObservation
 
@@ -37,10 +36,8 @@ def main(folder: str | Path = ".", n_episodes: int = 100) -> None:
     env.reset(seed=0)  # the next episodes go on with its random numbers
     recorded = [record(agent, env) for _ in range(3)]
     save_video(recorded, Path(folder, "attention.gif"))
-    actions = [action.name for action in Actions]
-    save_page(
-        recorded, Path(folder, "attention.html"), about(agent, "memory_s7_view3", "MiniGrid-MemoryS7-v0"), actions
-    )
+    names = action_names(env, env.action_space)
+    save_page(recorded, Path(folder, "attention.html"), about(agent, "memory_s7_view3", "MiniGrid-MemoryS7-v0"), names)
 
     reads = recorded[0].steps[-1].reads  # (layers, heads, 1 + slots): nothing, then the slots, the newest last
     assert reads is not None

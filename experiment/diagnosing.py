@@ -25,6 +25,7 @@ from fbrl.insight.contamination import contaminate
 from fbrl.insight.diagnosis import (
     Finding,
     ages,
+    comparable,
     contaminating,
     need,
     performance,
@@ -66,7 +67,7 @@ def diagnose(
         about: what stands at the head of diagnosis.json.
     """
     folder.mkdir()
-    summaries = {"whole": whole, **_tampered(agent, env, how)}
+    summaries = comparable({"whole": whole, **_tampered(agent, env, how)})
     played = episodes(agent, env, how, pictures=False, max_steps=RECORDED_STEPS, keep_memory=True)
     recorded = list(islice(played, RECORDED))
     by_age = ages(recorded)

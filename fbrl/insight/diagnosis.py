@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from fbrl.evaluation import Summary
+from fbrl.evaluation import Summary, wilson
 from fbrl.insight.probe import Probed
 from fbrl.insight.recording import Episode, by_step
 from fbrl.insight.seen import Floats
@@ -59,6 +59,16 @@ def _is_worse(summary: Summary, whole: Summary) -> bool:
     estimate = whole.returns if whole.success is None else whole.success
     outside = not estimate.low <= score(summary) or np.isnan(estimate.low)
     return bool(score(whole) - score(summary) > CLEAR * scale and outside)
+
+
+def comparable(summaries: dict[str, Summary]) -> dict[str, Summary]:
+    """The same, with a success of none where all episodes were cut before the task said whether it was solved."""
+    if summaries["whole"].success is None:
+        return summaries
+    return {
+        name: replace(one, success=wilson(0, one.episodes)) if one.success is None else one
+        for name, one in summaries.items()
+    }
 
 
 def performance(summaries: dict[str, Summary]) -> list[Finding]:

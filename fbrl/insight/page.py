@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +61,7 @@ def about(agent: Any, title: str, task: str) -> About:
 
 
 def save_page(
-    episodes: Sequence[Episode], path: str | Path, about: About, actions: Sequence[str], summary: Sequence[str] = ()
+    episodes: Sequence[Episode], path: str | Path, about: About, actions: Mapping[int, str], summary: Sequence[str] = ()
 ) -> None:
     """Writes the page.
 
@@ -69,7 +69,7 @@ def save_page(
         episodes: to choose from.
         path: of the file.
         about: the agent, from the function of that name.
-        actions: the names of ``Discrete`` actions, or nothing.
+        actions: the names of ``Discrete`` actions, from ``action_names``, or nothing.
         summary: sentences about all episodes.
     """
     pictures, notes = _Pictures(), list(about.notes)
@@ -94,7 +94,7 @@ def save_page(
     Path(path).write_text(template.replace("/*DATA*/", text, 1), encoding="utf-8")
 
 
-def _episode(episode: Episode, pictures: _Pictures, actions: Sequence[str], by_head: bool) -> dict[str, Any]:
+def _episode(episode: Episode, pictures: _Pictures, actions: Mapping[int, str], by_head: bool) -> dict[str, Any]:
     cut = None if episode.ended else f"Of {episode.length} steps the first {len(episode.steps)} are shown."
     return {
         "outcome": episode.outcome,
@@ -111,15 +111,15 @@ def _episode(episode: Episode, pictures: _Pictures, actions: Sequence[str], by_h
     }
 
 
-def _step(step: Step, t: int, pictures: _Pictures, actions: Sequence[str], by_head: bool) -> dict[str, Any]:
+def _step(step: Step, t: int, pictures: _Pictures, actions: Mapping[int, str], by_head: bool) -> dict[str, Any]:
     seen = step.seen
-    discrete = actions and step.action.size == 1
+    discrete = bool(actions) and step.action.size == 1
     return {
         "frame": pictures.add(step.frame),
         "views": {key: pictures.add(view) for key, view in step.views.items()},
         "numbers": {key: _numbers(part) for key, part in step.observation.items() if key not in step.views},
         "action": actions[int(step.action)] if discrete else _numbers(step.action),
-        "chances": [_chances(row[0], actions if discrete else ()) for row in seen.chances],
+        "chances": [_chances(row[0], list(actions.values()) if discrete else ()) for row in seen.chances],
         "mean": None if seen.mean is None else _numbers(seen.mean[0]),
         "std": None if seen.std is None else _numbers(seen.std[0]),
         "value": round(float(seen.value[0]), 4),

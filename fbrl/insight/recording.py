@@ -165,14 +165,14 @@ def landmarks(episode: Episode) -> dict[str, list[int]]:
     return found
 
 
-def action_names(env: gym.Env[Any, Any], space: spaces.Space[Any]) -> list[str]:
-    """The names of ``Discrete`` actions; MiniGrid's own where the environment has them, else their numbers."""
+def action_names(env: gym.Env[Any, Any], space: spaces.Space[Any]) -> dict[int, str]:
+    """The names of ``Discrete`` actions in their order; MiniGrid's own where the environment has them, else numbers."""
     if not isinstance(space, spaces.Discrete):
-        return []
+        return {}
     named = getattr(env.unwrapped, "actions", None)
     if isinstance(named, type) and issubclass(named, enum.IntEnum) and len(named) == space.n:
-        return [action.name for action in named]
-    return [str(int(space.start) + action) for action in range(int(space.n))]
+        return {int(action): action.name for action in named}
+    return {action: str(action) for action in range(int(space.start), int(space.start + space.n))}
 
 
 def can_show_attention(agent: PPO) -> bool:

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from fbrl.evaluation import Estimate, Summary, wilson
-from fbrl.insight.diagnosis import ages, contaminating, need, performance, probe_by_age, probing, reading, writing
+from fbrl.insight.diagnosis import (
+    ages,
+    comparable,
+    contaminating,
+    need,
+    performance,
+    probe_by_age,
+    probing,
+    reading,
+    writing,
+)
 from fbrl.insight.probe import Probed
 from tests.insight.recordings import make_agent, play
 
@@ -45,6 +55,14 @@ def test_an_agent_that_needs_no_memory():
     assert "memoryless control" in says(found, "emptied").advice
     assert "1 slot would do" in says(found, "window").says
     assert says(found, "window").advice == "core.window 2 would leave room and cost less"
+
+
+def test_where_every_episode_was_cut_none_was_solved():
+    cut = summary(0, returns=0.0)
+    whole, emptied = comparable({"whole": summary(1.0), "emptied": cut}).values()
+    assert (whole.success.value, emptied.success.value) == (1, 0)
+    assert "The agent lives on its memory." in performance({"whole": whole, "emptied": emptied})[1].says
+    assert comparable({"whole": cut, "emptied": cut})["emptied"].success is None
 
 
 def test_returns_stand_in_for_success():

@@ -1,5 +1,6 @@
 """The page, as data and in a browser that moves the slider."""
 
+import dataclasses
 import html
 import json
 import re
@@ -8,6 +9,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from stable_baselines3 import PPO
 
 import envs
@@ -184,6 +186,16 @@ def test_the_agent_s_view_and_an_agent_without_memory(tmp_path):
     data = data_of(tmp_path / "episode.html")
     assert data["notes"] == ["This agent has no memory: there is nothing that it reads or writes."]
     step = data["episodes"][0]["steps"][0]
-    assert step["action"] in names
+    assert step["action"] in names.values()
     assert step["views"]["image"] != step["frame"]
     assert step["effect"] is step["reads"] is None
+
+
+def test_actions_that_do_not_begin_at_zero(agent, episodes, tmp_path):
+    names = action_names(task(), spaces.Discrete(3, start=5))
+    steps = tuple(step._replace(action=step.action + 5) for step in episodes[0].steps)
+    episode = dataclasses.replace(episodes[0], steps=steps)
+    save_page([episode], tmp_path / "episode.html", about(agent, "title", "task"), names)
+    for step, told in zip(steps, data_of(tmp_path / "episode.html")["episodes"][0]["steps"], strict=True):
+        assert told["action"] == str(int(step.action))
+        assert [name for name, _ in told["chances"][0]] == ["5", "6", "7"]

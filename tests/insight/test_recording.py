@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 import envs
 from fbrl.insight.recording import Episode, action_names, by_step, choose, landmarks, marks, record
@@ -73,7 +74,7 @@ def test_minigrid_s_symbols_are_drawn():
     assert step.views["image"].shape == (7 * 24, 7 * 24, 3)
     agent_cell = step.views["image"][-24:, 3 * 24 : 4 * 24]
     assert (agent_cell[..., 0] > 200).any()  # the agent, red, in the middle of the last row
-    assert action_names(env, env.action_space)[:3] == ["left", "right", "forward"]
+    assert list(action_names(env, env.action_space).values())[:3] == ["left", "right", "forward"]
 
 
 def test_the_whole_grid_is_drawn_with_the_agent_where_it_is():
@@ -140,4 +141,6 @@ def test_an_agent_without_attention_has_a_story_too():
 
 def test_unnamed_actions_have_their_numbers():
     env = task()
-    assert action_names(env, env.action_space) == ["0", "1", "2"]
+    assert action_names(env, env.action_space) == {0: "0", 1: "1", 2: "2"}
+    assert action_names(env, spaces.Discrete(2, start=5)) == {5: "5", 6: "6"}
+    assert action_names(env, spaces.MultiBinary(2)) == {}
