@@ -258,8 +258,11 @@ def contaminating(after: Floats | None, window: int | None) -> Finding:
     numbers = {"mean": mean.round(5).tolist(), "ninth_decile": after[:, 1].round(5).tolist(), "tail": tail}
     if mean[0] < NATS and tail < NATS:
         return Finding("contamination", f"{says} It shrugs it off.", figures=numbers)
-    if tail < mean[0] / 3:
+    if tail < max(mean[0] / 3, NATS):
         return Finding("contamination", f"{says} It comes back by itself.", figures=numbers)
+    if tail < mean[0]:
+        says += f" It comes back slowly: late in an episode it is off by {tail:.2f}."
+        return Finding("contamination", says, figures=numbers)
     longer = f" The odd step leaves the window of {window}; what was made of it does not." if window else ""
     advice = "train with noise of the kind that you expect (an observation wrapper), or reset the memory after a fault"
     return Finding("contamination", f"{says} It does not come back within an episode.{longer}", advice, numbers)

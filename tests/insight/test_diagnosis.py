@@ -131,6 +131,7 @@ def test_what_the_probe_reads():
     [
         ([0.01, 0.0, 0.0, 0.0], "It shrugs it off."),
         ([1.0, 0.5, 0.1, 0.1], "It comes back by itself."),
+        ([1.0, 0.9, 0.6, 0.6], "It comes back slowly: late in an episode it is off by 0.60."),
         ([1.0, 1.0, 1.2, 1.0], "It does not come back within an episode. The odd step leaves the window of 7"),
     ],
 )
