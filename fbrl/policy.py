@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
@@ -194,9 +194,19 @@ class MemoryPolicy(ActorCriticPolicy):
 
     def _distribution(self, features: Tensor) -> Distribution:
         """The action distribution, from what the core gives."""
+        return self._get_action_dist_from_latent(self._latent_pi(features))
+
+    def _latent_pi(self, features: Tensor) -> Tensor:
+        """What the action's layer reads, from what the core gives."""
         if not self.share_features_extractor:
             features = features.chunk(2, dim=-1)[0]
-        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features))
+        return self.mlp_extractor.forward_actor(features)
+
+    @property
+    def _by_logits(self) -> bool:
+        """Whether the most probable action is that of the highest output: a Categorical that nobody made otherwise."""
+        ours = type(self)._get_action_dist_from_latent is ActorCriticPolicy._get_action_dist_from_latent
+        return ours and type(self.action_dist) is CategoricalDistribution
 
     def _values(self, features: Tensor) -> Tensor:
         """The values (B, 1) in the units of ``value_scale``, from what the core gives."""
@@ -242,7 +252,10 @@ class MemoryPolicy(ActorCriticPolicy):
         if self._distributes_otherwise:
             distribution, actor.state = self.get_distribution(observation, actor.state, episode_start)
         else:
-            distribution = self._distribution(actor.step(self.encode(observation), episode_start)[0])
+            features, _ = actor.step(self.encode(observation), episode_start)
+            if deterministic and self._by_logits:
+                return cast(Tensor, self.action_net(self._latent_pi(features)).argmax(dim=1))
+            distribution = self._distribution(features)
         return distribution.get_actions(deterministic=deterministic)
 
     def predict(

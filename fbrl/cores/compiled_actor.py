@@ -4,17 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fbrl.cores.compiled_arrays import Sizes, Tape, Weights, carve, room_for, tape_shapes, weight_shapes
 from fbrl.cores.compiled_forward import forward, start
+from fbrl.cores.compiled_products import are
 from fbrl.cores.compiled_scan import blocks_of, in_threads, packed, sizes_of
 from fbrl.cores.core import Actor, State
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.cores.watch import Watch
 from fbrl.memory import Memory
+
+AT_ONCE = 64  # sequences of a block: a step reads every key once, and no cache holds them until the next
+
+
+class Kept:
+    """Says whether a core's weights are still what they were, as ``Watch`` does, and compares all values at once."""
+
+    def __init__(self, core: FeedbackTransformer) -> None:
+        weights = [weight.detach() for weight in core.parameters()]
+        dense = all(weight.is_contiguous() and weight.dtype == weights[0].dtype for weight in weights)
+        self.watch = Watch(core, [] if dense else weights)
+        weights = weights if dense else weights[:0]
+        self.addresses = np.array([weight.data_ptr() for weight in weights], np.int64)
+        self.sizes = np.array([weight.numel() for weight in weights], np.int64)
+        self.values = torch.cat([weight.flatten() for weight in weights] or [core.distance.new_empty(0)]).numpy()
+
+    def unchanged(self) -> bool:
+        """Whether all weights are what they were."""
+        return self.watch.unchanged() and bool(are(self.addresses, self.sizes, self.values))
 
 
 class CompiledActor(Actor):
@@ -33,7 +54,7 @@ class CompiledActor(Actor):
         super().__init__(core, Memory(*state))
         self.weights = weights
         self.room, self.t = 8, 0  # little at first, for those who take one step
-        self.watch: Watch | None = None
+        self.kept: Kept | None = None
 
     @torch.no_grad()
     def step(self, x: Tensor, episode_start: Tensor) -> tuple[Tensor, Memory]:
@@ -58,17 +79,17 @@ class CompiledActor(Actor):
     def _make_room(self, length: Tensor) -> None:
         """Sees to it that there is room for a step that reads ``length`` (B,) slots, and that keys are up to date."""
         core = self.core
-        if self.watch is None or not self.watch.unchanged():
+        if self.kept is None or not self.kept.unchanged():
             weights = self.weights()
             self.sizes = sizes_of(core.n_heads, weights)
             self.packed = Weights(*carve(packed(weights, self.sizes).numpy(), weight_shapes(self.sizes)))
-            self.watch = Watch(core, list(core.parameters()))
+            self.kept = Kept(core)
         elif self.t == self.room:
             self.room = max(core.window, 32)
         else:
             return
         slots = self.state.slots.contiguous()
-        self.blocks = blocks_of(len(slots))
+        self.blocks = blocks_of(len(slots), AT_ONCE)
         self.tapes = [new_tape(slots, self.sizes, b, self.room) for _, b in self.blocks]
         for (first, _), tape in zip(self.blocks, self.tapes, strict=True):
             start(first, slots.numpy(), length.numpy(), going_on(length).numpy(), self.packed, tape)

@@ -110,17 +110,22 @@ def by_head(x, t, i, d_head, heads):
 @njit(**INLINE)
 def spread(tape, chunk, t, z, i, d_head, q, d_o, d_k, d_v):
     """What the layers of step t want of the keys and values (S, E) of sequence i; q and d_o: see ``by_head``."""
-    (L, C, b, H, W), R, width, E = chunk.s.shape, tape.q.shape[1], q.shape[2], d_k.shape[1]
+    (L, C, b, H, W), R, width, E = chunk.s.shape, tape.q.shape[1], tape.q.shape[3], d_k.shape[1]
     first = (W - tape.readable[t, i]) // V * V
-    by_head(tape.q, t, i, d_head, q)
-    by_head(chunk.o, z, i, d_head, d_o)
+    q_0, d_o_0, head = address(tape.q[0, t, i], 0), address(chunk.o[0, z, i], 0), d_head
+    q_layer, d_o_layer = R * b * width, C * b * width
+    if d_head % V:  # a head's last vector would have numbers of the next one
+        by_head(tape.q, t, i, d_head, q)
+        by_head(chunk.o, z, i, d_head, d_o)
+        q_0, d_o_0, head = address(q, 0), address(d_o, 0), q.shape[2]
+        q_layer, d_o_layer = H * head, H * head
     for h in range(H):
         j, place = h * W + first, (t + first) * E + h * d_head
         of_k, of_v = address(d_k, place), address(d_v, place)
         d_s, a = address(chunk.s[0, z, i], j), address(tape.a[0, t, i], j)
-        q_h, d_o_h = address(q, h * width), address(d_o, h * width)
-        tiles(W - first, width, L, d_s, 1, C * b * H * W, q_h, 1, H * width, of_k, E, of_k, E)
-        tiles(W - first, width, L, a, 1, R * b * H * W, d_o_h, 1, H * width, of_v, E, of_v, E)
+        q_h, d_o_h = address(q_0, h * head), address(d_o_0, h * head)
+        tiles(W - first, head, L, d_s, 1, C * b * H * W, q_h, 1, q_layer, of_k, E, of_k, E)
+        tiles(W - first, head, L, a, 1, R * b * H * W, d_o_h, 1, d_o_layer, of_v, E, of_v, E)
 
 
 @njit(**INLINE)

@@ -14,7 +14,7 @@ from numba import njit, types
 from numba.extending import intrinsic, register_jitable
 
 from fbrl.cores.compiled_cache import cached
-from fbrl.cores.compiled_vectors import FUSE, OPTIONS, V, Vector, address, load_at, repeat, store_at
+from fbrl.cores.compiled_vectors import FUSE, OPTIONS, V, Vector, address, load_at, repeat, store_at, to_address
 
 Array = np.ndarray[Any, Any]
 
@@ -151,6 +151,19 @@ def add_product(n, g, x, w):
     """w (O, N) += the transpose of g (n, at least O) @ x (n, N), of which the n rows follow each other in memory."""
     (O, N), start = w.shape, address(w, 0)
     tiles(O, N, n, address(g, 0), 1, g.shape[-1], address(x, 0), 1, x.shape[-1], start, N, start, N)
+
+
+@cached
+@njit(**OPTIONS)
+def are(addresses, sizes, kept):
+    """Whether the numbers at the addresses, ``sizes`` at each, are those in ``kept``, one after the other."""
+    first, differ = 0, False
+    for i in range(addresses.size):
+        here, there = to_address(addresses[i], kept), address(kept, first)
+        for j in range(sizes[i]):
+            differ |= here[j] != there[j]
+        first += sizes[i]
+    return not differ
 
 
 @cached

@@ -39,9 +39,9 @@ BLOCK = 16  # sequences at most: more do not make the products faster
 SHARES = 4  # gradients that are added up on their own, at most
 
 
-def blocks_of(B: int) -> list[tuple[int, int]]:
+def blocks_of(B: int, most: int = BLOCK) -> list[tuple[int, int]]:
     """(first sequence, number of sequences) of each block; two where both can still be large enough."""
-    n = max(-(-B // BLOCK), min(2, B // 8), 1)
+    n = max(-(-B // most), min(2, B // 8), 1)
     return [(first, last - first) for first, last in pairwise(B * i // n for i in range(n + 1))]
 
 

@@ -93,6 +93,17 @@ def address(typingctx: Any, a: Any, i: Any) -> Any:
 
 
 @intrinsic
+def to_address(typingctx: Any, number: Any, a: Any) -> Any:
+    """The address that a number is, of numbers of the type of ``a``."""
+    kind = types.CPointer(a.dtype)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(kind))
+
+    return kind(types.int64, a), codegen
+
+
+@intrinsic
 def load(typingctx: Any, a: Any, i: Any) -> Any:
     """The vector ``i`` numbers after the first of ``a``."""
     vector = Vector(a.dtype)
