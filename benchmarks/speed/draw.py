@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from benchmarks.drawing import Drawn, Rows, main
-from benchmarks.speed.contenders import OURS, RIVAL, SHARED
+from benchmarks.speed.contenders import LONG, OURS, RIVAL, SHARED
 
 LABELS = {OURS: "fbrl", RIVAL: "RecurrentPPO", SHARED: "RecurrentPPO, one LSTM"}
 COLOURS = {OURS: "tab:blue", RIVAL: "tab:gray", SHARED: "silver"}
@@ -102,7 +102,8 @@ def draw_latency(rows: Rows) -> Figure:
 def setup_of(row: dict[str, Any]) -> str:
     """Under what contenders were compared, in words."""
     engine = "" if row["engine"] == "minigrid" else f" of {row['engine']}"
-    return f"{core_size(row)}; {row['n_envs']} environments{engine}, minibatches of {row['batch_size']}"
+    task = row.get("task", LONG)  # what older reports do not say
+    return f"{task}; {core_size(row)}; {row['n_envs']} environments{engine}, minibatches of {row['batch_size']}"
 
 
 def core_size(row: dict[str, Any]) -> str:

@@ -12,6 +12,9 @@ are measured in one run and in turns. Of each size (D, L, H, M, T, B), with memo
   below 1 it is the faster);
 - ``fast_over_passes_p``: over p parallel passes in the place of the scan;
 - ``graphs_over_fast``, ``triton_over_fast``: on a GPU, the fast form's over that of CUDA graphs and of Triton kernels;
+- ``compiled_over_fast``, ``cpu_compiled_over_fast``, ``compiled_over_lucidrains``, ``act_compiled_over_fast``: the same
+  for the compiled form, on a CPU with numba; ``compiled_two_threads_over_one``: its time with one thread over that with
+  two; ``compiled_peak_over_fast``: of the most bytes, without those that a kernel uses for itself;
 - ``act_fast_over_plain``: plain over fast for steps one by one, as while acting: the plain form projects the whole
   window in each, the fast form keeps its keys and values;
 - ``forward_share``, ``backward_share``: of the fast form's time; the laps hold every form's forward;
@@ -49,6 +52,7 @@ from benchmarks.report import (
     ratio,
     write,
 )
+from benchmarks.speed.compiling import compile_costs
 from benchmarks.speed.forms import RIVALS, Case, Form, Size, make_case, make_cores, make_forms
 from fbrl.cores.core import Actor
 
@@ -73,6 +77,8 @@ SIZES = [
 QUICK_SIZES = [Size(64, 2, 4, 32, 32, 32), Size(32, 1, 2, 16, 16, 16)]
 GPU_FORMS = ["graphs", "triton"]
 SUMMARISED = ["fast_over_plain", "fast_over_lucidrains", "fast_over_passes_2", "matmul_fraction", "peak_memory_ratio"]
+SUMMARISED += ["compiled_over_fast", "compiled_over_lucidrains", "compiled_two_threads_over_one"]
+SUMMARISED += ["act_compiled_over_fast", "compiled_peak_over_fast"]
 PARITY_SIZE = Size(15, 2, 3, 7, 11, 5)
 GPU_SIZES = [SIZES[0], SIZES[1], SIZES[1]._replace(B=256)]  # quick ones that give a GPU something to do
 WARM_UP = 3  # calls until a graph has been captured and replayed
@@ -80,12 +86,24 @@ PRODUCTS = 100  # in one lap
 ACTS = 20  # steps in one lap
 COLUMNS = ["fast_over_plain", "cpu_fast_over_plain", *(f"fast_over_{name}" for name in RIVALS)]
 COLUMNS += [f"{name}_over_fast" for name in GPU_FORMS]
+COMPILED = ["compiled_over_fast", "compiled_over_lucidrains", "compiled_two_threads_over_one", "act_compiled_over_fast"]
+COLUMNS += COMPILED
 COLUMNS += ["act_fast_over_plain", "samples_per_second", "peak_memory_ratio", "matmul_fraction"]
 
 
 def train(form: Form) -> None:
     """Forward and backward."""
     torch.autograd.grad(form.forward().square().mean(), form.wanted, allow_unused=True)
+
+
+def train_in_two_threads(form: Form) -> None:
+    """``train`` with two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train(form)
+    finally:
+        torch.set_num_threads(before)
 
 
 def act(actor: Actor, case: Case) -> None:
@@ -171,6 +189,7 @@ def measure(size: Size, repeats: int, device: str = "cpu") -> dict[str, Any]:
         {name: partial(train, form) for name, form in forms.items()}
         | {f"{name}_forward": form.forward for name, form in forms.items()}
         | {f"act_{name}": partial(act, core.actor(case.memory), case) for name, core in cores.items()}
+        | {f"{name}_two_threads": partial(train_in_two_threads, forms[name]) for name in cores if name == "compiled"}
         | {"products": partial(products, *operands)},
         repeats,
         device,
@@ -185,6 +204,12 @@ def measure(size: Size, repeats: int, device: str = "cpu") -> dict[str, Any]:
         "cpu_fast_over_plain": ratio(cpu_seconds, "plain", "fast"),
         **{f"fast_over_{name}": ratio(seconds, name, "fast") for name in RIVALS},
         **{f"{name}_over_fast": ratio(seconds, "fast", name) for name in GPU_FORMS},
+        "compiled_over_fast": ratio(seconds, "fast", "compiled"),
+        "cpu_compiled_over_fast": ratio(cpu_seconds, "fast", "compiled"),
+        "compiled_over_lucidrains": ratio(seconds, "lucidrains", "compiled"),
+        "compiled_two_threads_over_one": ratio(seconds, "compiled", "compiled_two_threads"),
+        "compiled_peak_over_fast": ratio(peaks, "compiled", "fast"),
+        "act_compiled_over_fast": ratio(seconds, "act_fast", "act_compiled"),
         "act_fast_over_plain": ratio(seconds, "act_plain", "act_fast"),
         "forward_share": forward_share,
         "backward_share": 1 - forward_share,
@@ -200,13 +225,7 @@ def measure(size: Size, repeats: int, device: str = "cpu") -> dict[str, Any]:
 def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Median, minimum and maximum over the sizes."""
     summary = {}
-    for column in (
-        "fast_over_plain",
-        "fast_over_lucidrains",
-        "fast_over_passes_2",
-        "matmul_fraction",
-        "peak_memory_ratio",
-    ):
+    for column in SUMMARISED:
         if values := [row[column] for row in rows if row[column] is not None]:
             summary[column] = {"median": statistics.median(values), "minimum": min(values), "maximum": max(values)}
     return summary
@@ -231,7 +250,11 @@ def main(arguments: Sequence[str] | None = None, sizes: Sequence[Size] | None = 
     summary = summarise(rows)
     for name, values in summary.items():
         print(f"{name}: {', '.join(f'{which} {value:.3g}' for which, value in values.items())} of {len(rows)} sizes")
-    write(options.json, "scan", conditions(options.threads, options.device) | {"summary": summary, "rows": rows})
+    compiling = compile_costs() if "compiled" in rows[0]["peak_bytes"] else None
+    if compiling:
+        print(", ".join(f"{name} {value:.3g}" for name, value in compiling.items()))
+    found = {"summary": summary, "compiling": compiling, "rows": rows}
+    write(options.json, "scan", conditions(options.threads, options.device) | found)
 
 
 if __name__ == "__main__":

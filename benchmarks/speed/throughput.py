@@ -5,10 +5,10 @@
 ``contenders.py`` says how the two are made alike. Every measurement is a fresh process, which makes the agent,
 learns from two rollouts to warm up, and times the ``--rollouts`` rollouts and updates that follow; the contenders take
 turns. Reports nothing where an update of ours does not start at a ratio of one, or where the numbers of parameters
-differ by more than a tenth. Agents are new, whose episodes are long; once they succeed and episodes are short, the
-loops over padded sequences of RecurrentPPO are shorter too, and ours are not. On a GPU ours is measured without CUDA
-graphs and by two parallel passes, too, and everything in one process. Of each size (D, L, H, M), number of
-environments, minibatch, engine and contender, by the medians over the repeats:
+differ by more than a tenth. Agents are new, whose episodes are long on MemoryS7; where episodes are short, as on
+Counting, the loops over padded sequences of RecurrentPPO are shorter too, and ours are not. On a GPU ours is
+measured without CUDA graphs and by two parallel passes, too, and everything in one process. Of each size (D, L, H, M),
+number of environments, minibatch, engine, ``task`` and contender, by the medians over the repeats:
 
 - ``agent``, ``processes`` (which train one agent on the same totals, as ``torchrun train_agent.py`` does), ``threads``
   of each process, ``parameters``;
@@ -41,13 +41,16 @@ from stable_baselines3.common.logger import Logger
 from benchmarks.report import ROOT, add_device, conditions, in_turns, make_parser, parameters, parse, print_row, write
 from benchmarks.speed.contenders import (
     EAGER,
+    LONG,
     OURS,
     PASSES,
     RIVAL,
     SHARED,
+    SHORT,
     SIZES,
     Engine,
     Size,
+    Task,
     check_first_ratio,
     check_parameters,
     make_agent,
@@ -85,10 +88,12 @@ class Setup(NamedTuple):
     batch_size: int  # steps in a minibatch
     engine: Engine = "minigrid"
     device: str = "cpu"
+    task: Task = LONG
 
 
 # the configuration's own environments and minibatches, and those that RecurrentPPO is often run with
 SETUPS = [*(Setup(size, 64, 1024) for size in SIZES), Setup(SIZES[1], 16, 512)]
+SETUPS += [Setup(SIZES[0], 64, 1024, task=SHORT)]
 QUICK_SETUPS = [Setup(SIZES[0], 8, 1024)]
 
 
@@ -102,6 +107,7 @@ class Job(NamedTuple):
     batch_size: int
     engine: Engine
     device: str
+    task: Task
     rollouts: int
 
 
@@ -124,7 +130,7 @@ class Keep(BaseCallback):
 def run(job: Job) -> dict[str, Any]:
     """Measures, in this process or, started by ``torchrun``, in this and the others."""
     torch.set_num_threads(job.threads)
-    settings = settings_of(Size(*job.size), job.n_envs, job.batch_size, job.engine, job.device)
+    settings = settings_of(Size(*job.size), job.n_envs, job.batch_size, job.engine, job.device, job.task)
     agent = make_agent(job.agent, share(settings))
     agent.set_logger(Logger(folder=None, output_formats=[]))
     keep = Keep()
@@ -204,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = [*Size._fields, *Setup._fields[1:], *COLUMNS]
     print(*columns, sep="\t")
     rows = []
+    setups = [setup for setup in setups if setup.task == LONG or options.engine == "minigrid"]
     for setup in [setup._replace(engine=options.engine, device=options.device) for setup in setups]:
         check_first_ratio(make_agent(OURS, settings_of(*setup)))
         functions = {contender: partial(measure, contender, setup, rollouts) for contender in contenders}

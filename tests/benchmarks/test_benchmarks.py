@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from benchmarks import drawing, report
-from benchmarks.speed import contenders, draw, forms, latency, operations, scan, stepping, throughput
-from benchmarks.speed.contenders import OURS, RIVAL, SHARED
+from benchmarks.speed import compiling, contenders, draw, forms, latency, operations, scan, stepping, throughput
+from benchmarks.speed.contenders import LONG, OURS, RIVAL, SHARED, SHORT
 from benchmarks.supervised import draw as supervised_draw
 from experiment.settings import SettingsError
 from fbrl import MemoryPPO
@@ -117,6 +117,7 @@ def test_options_that_cannot_be(module, arguments, message, capsys):
 def test_scan_report(tmp_path, monkeypatch, capsys):
     """Without the other package its column is null, and a line says so."""
     monkeypatch.setitem(sys.modules, "feedback_transformer_pytorch", None)
+    monkeypatch.setattr(scan, "compile_costs", lambda: {"cold_seconds": 9.0})
     file = tmp_path / "scan.json"
     scan.main(["--repeats", "3", "--json", str(file)], sizes=[SCAN_SIZE])
     written = json.loads(file.read_text())
@@ -127,6 +128,10 @@ def test_scan_report(tmp_path, monkeypatch, capsys):
     assert "feedback-transformer-pytorch is not installed" in capsys.readouterr().out
     for name in ("fast_over_plain", "matmul_fraction", "peak_memory_ratio", "fast_over_lstm_1", "fast_over_lstm_L"):
         assert row[name] > 0
+    if "compiled" in row["peak_bytes"]:  # where numba is installed
+        assert all(row[name] > 0 for name in ("compiled_over_fast", "compiled_two_threads_over_one"))
+        assert row["compiled_peak_over_fast"] == row["peak_bytes"]["compiled"] / row["peak_bytes"]["fast"]
+        assert written["compiling"] == {"cold_seconds": 9.0}
     assert row["forward_share"] + row["backward_share"] == pytest.approx(1)
     assert all(len(laps) == 3 for laps in row["seconds_and_cpu_seconds"].values())
     assert written["summary"]["fast_over_plain"] == {
@@ -172,6 +177,25 @@ def test_forms_of_a_gpu(monkeypatch):
     assert (cores["fast"].cuda_graphs, cores["graphs"].cuda_graphs) == (False, True)
 
 
+def test_agents_of_short_episodes():
+    """Alike in parameters on Counting, too, where no MiniGrid encoder reads."""
+    settings = contenders.settings_of(CORE_SIZE, 2, 64, task=SHORT)
+    assert settings.env.id == "fbrl/Counting-v0"
+    ours, rival = (contenders.make_agent(name, settings) for name in (OURS, RIVAL))
+    assert ours.observation_space == rival.observation_space
+    contenders.check_parameters(
+        {name: report.parameters(agent.policy) for name, agent in ((OURS, ours), (RIVAL, rival))}
+    )
+
+
+def test_costs_of_compiling():
+    """Of the packages that are installed; the programs are run by the benchmark only, which take long."""
+    pytest.importorskip("numba")
+    assert compiling.installed_bytes("llvmlite") > compiling.installed_bytes("numba") > 1e6
+    assert compiling.seconds("print(3, 4.5)") == [3, 4.5]
+    compile(compiling.FIRST_SCAN, "first scan", "exec")
+
+
 def test_peak_memory_on_a_gpu(monkeypatch):
     called = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: called.append("reset"))
@@ -213,7 +237,7 @@ def test_a_job_carries_its_device(monkeypatch):
     def fails():
         raise KeyboardInterrupt
 
-    job = throughput.Job(OURS, 1, list(CORE_SIZE), 4, 128, "minigrid", "cuda:1", 1)
+    job = throughput.Job(OURS, 1, list(CORE_SIZE), 4, 128, "minigrid", "cuda:1", LONG, 1)
     with pytest.raises(KeyboardInterrupt):
         throughput.run(throughput.Job(*json.loads(json.dumps(job))))
     assert seen == ["cuda:1"]
@@ -310,7 +334,7 @@ def test_first_ratio(monkeypatch):
 @pytest.mark.parametrize("name", [OURS, RIVAL])
 def test_one_measurement(name, monkeypatch):
     monkeypatch.setattr(throughput, "settings_of", lambda *_: small_settings())
-    found = throughput.run(throughput.Job(name, 1, list(CORE_SIZE), 2, 8, "minigrid", "cpu", rollouts=2))
+    found = throughput.run(throughput.Job(name, 1, list(CORE_SIZE), 2, 8, "minigrid", "cpu", LONG, rollouts=2))
     assert found["parameters"] == report.parameters(contenders.make_agent(name, small_settings()).policy)
     assert found["steps_per_second"] > 0
     assert sum(found["shares"].values()) == pytest.approx(1)
