@@ -6,6 +6,7 @@ import io
 from dataclasses import asdict
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import yaml
 from stable_baselines3.common.callbacks import BaseCallback
@@ -115,7 +116,10 @@ class Board(BaseCallback):
     def _play(self) -> Episode:
         run, env = self.settings.run, self.settings.env
         with made_to_watch(env, self.evaluate.seed, run.eval_max_steps, self.pictures) as made:
-            return record(self.model, made, deterministic=run.eval_deterministic, max_steps=STEPS)  # type: ignore[arg-type]
+            watched: gym.Env[Any, Any] = made
+            if (normalized := self.model.get_vec_normalize_env()) is not None:  # in what the training sees
+                watched = gym.wrappers.TransformObservation(made, normalized.normalize_obs, made.observation_space)
+            return record(self.model, watched, deterministic=run.eval_deterministic, max_steps=STEPS)  # type: ignore[arg-type]
 
 
 def write_settings(writer: SummaryWriter, settings: Settings) -> None:

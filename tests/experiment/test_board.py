@@ -12,6 +12,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from experiment.settings import CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings, SettingsError
 from experiment.training import train
+from fbrl.insight.recording import record
 
 LIMITS = {"images": 0, "histograms": 0, "tensors": 0, "scalars": 0}
 
@@ -113,3 +114,21 @@ def test_frames_in_stacks_are_not_drawn(tmp_path):
     env = EnvSettings("CartPole-v1", n_envs=4, frame_stack=2)
     with pytest.raises(SettingsError, match=r"^run.eval_pictures: true: env.frame_stack must be null, got 2$"):
         train(settings(tmp_path, env=env, eval_pictures=True))
+
+
+def test_normalized_observations_are_drawn_as_the_agent_knows_them(tmp_path, monkeypatch):
+    shown = []
+
+    def note(model, env, **how):
+        episode = record(model, env, **how)
+        shown.append((episode, model.get_vec_normalize_env()))
+        return episode
+
+    monkeypatch.setattr("experiment.board.record", note)
+    env = EnvSettings("CartPole-v1", n_envs=4, normalize_observations=True)
+    train(settings(tmp_path, env=env, eval_pictures=True))
+    episode, normalized = shown[-1]
+    first = episode.steps[0].observation["observation"]
+    back = normalized.unnormalize_obs(first)
+    assert np.abs(back).max() <= 0.05 + 1e-6  # where CartPole starts
+    assert np.abs(first).max() > 0.05
