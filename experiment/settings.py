@@ -1,4 +1,7 @@
-"""The settings of one experiment, with defaults and units, and what they may be."""
+"""The settings of one experiment, with defaults and units, and what they may be.
+
+Over 300 lines, most of which say what each setting means: they stand in one file.
+"""
 
 from __future__ import annotations
 

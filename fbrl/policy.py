@@ -1,4 +1,7 @@
-"""The recurrent actor-critic policy: encoder -> core -> heads, with the core's state passed in and handed back."""
+"""The recurrent actor-critic policy: encoder -> core -> heads, with the core's state passed in and handed back.
+
+Over 300 lines: each method takes the place of one of ActorCriticPolicy's, which is one class too.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def _but_settings(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def card(suite: Suite, folder: Path) -> str:
-    """The model card of a published agent of a suite, in Markdown."""
+    """The model card of a published agent of a suite, in Markdown. Over 60 lines, most of which are the card's."""
     result, versions = (json.loads((folder / name).read_text()) for name in ("evaluation.json", "versions.json"))
     (run,) = (run for run in suite.runs if (run.task, run.core, run.seed) == tuple(result[key] for key in OF_A_RUN))
     settings, name = run.settings, folder.name

@@ -54,7 +54,8 @@ def tile(
 ) -> Any:
     """out[r, j] = start[r, j] + sum_k x[r, k] w[k, j], for ``rows`` rows, ``vectors`` vectors of j, ``steps`` k.
 
-    Addresses are followed by the distances of two rows and of two k.
+    Addresses are followed by the distances of two rows and of two k. Over 60 lines: its arguments, and the code that it
+    makes, instruction by instruction.
     """
     n_rows, n_vectors, vector, whole = rows.literal_value, vectors.literal_value, Vector(x.dtype), types.int64
     sig = types.void(rows, vectors, whole, x, whole, whole, x, whole, x, whole, x, whole)
