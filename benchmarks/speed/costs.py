@@ -22,6 +22,7 @@ from experiment.agents import make_model
 from experiment.environments import make_envs
 from experiment.settings import Settings
 from fbrl import MemoryPPO
+from fbrl.cores.feedback_scan import FastFeedbackTransformer
 
 STEPS = 10  # of the environments alone
 ROLLOUT = 32  # steps of the training whose memory is measured
@@ -78,6 +79,8 @@ def counts() -> dict[str, Any]:
     """Bytes and operations of one process."""
     agent = agent_with(8, COUNTED)
     policy, buffer, configured = agent.policy, agent.rollout_buffer, settings_of(SIZES[0])
+    assert isinstance(policy.core, FastFeedbackTransformer)
+    policy.core.form = "fast"  # torch counts its own products, and not those of the compiled form, which does the same
     rollout(agent)()
     held = [buffer.actions, buffer.rewards, buffer.returns, buffer.values, buffer.log_probs, buffer.advantages]
     held += [buffer.episode_starts, *cast("dict[str, np.ndarray[Any, Any]]", buffer.observations).values()]
