@@ -107,4 +107,4 @@ def tell(sig: Any) -> None:
     )
     if number not in _told:
         _told.add(number)
-        print(f"fbrl: compiling the scan for {number} on this processor, once: some 15 seconds", file=sys.stderr)
+        print(f"fbrl: compiling the scan for {number} on this processor, once: half a minute or so", file=sys.stderr)
