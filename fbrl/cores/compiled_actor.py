@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fbrl.cores.compiled_arrays import Sizes, Tape, Weights, carve, room_for, tape_shapes, weight_shapes
 from fbrl.cores.compiled_forward import forward, start
 from fbrl.cores.compiled_products import are
-from fbrl.cores.compiled_scan import blocks_of, in_threads, packed, sizes_of
+from fbrl.cores.compiled_scan import blocks_of, check, in_threads, packed, sizes_of
 from fbrl.cores.core import Actor, State
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.cores.watch import Watch
@@ -59,7 +59,9 @@ class CompiledActor(Actor):
     @torch.no_grad()
     def step(self, x: Tensor, episode_start: Tensor) -> tuple[Tensor, Memory]:
         """One step, see ``Actor``."""
-        length = self.state.length.masked_fill(episode_start, 0)
+        B, D = len(self.state.length), self.core.d_model
+        check(x=(x.shape, (B, D)), episode_start=(episode_start.shape, (B,)))
+        length = self.state.length.clamp(0, self.core.window).masked_fill(episode_start, 0)
         self._make_room(length)
         x = x.to(self.slots.dtype).unsqueeze(1).contiguous()
         outputs, written = torch.empty_like(x), self.slots[self.core.window + self.t].unsqueeze(1)

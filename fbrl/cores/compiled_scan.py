@@ -71,8 +71,26 @@ def sizes_of(heads: int, weights: Sequence[Tensor]) -> Sizes:
     return Sizes(shared.w_k.shape[0], len(layers), heads, len(shared.distance), len(layers[0].b_1))
 
 
+def check(**shapes: tuple[Sequence[int], Sequence[int]]) -> None:
+    """Raises ValueError where a shape is not the one that is wanted: kernels look at no bounds."""
+    for name, (found, wanted) in shapes.items():
+        if tuple(found) != tuple(wanted):
+            raise ValueError(f"{name} must have the shape {tuple(wanted)}, got {tuple(found)}")
+
+
+def check_weights(weights: Sequence[Tensor], sizes: Sizes) -> None:
+    """Raises ValueError where the layers are not all of the sizes of the first."""
+    D, L, H, M, F = sizes
+    norm, square = [(D,), (D,)], [(D, D), (D, D)]
+    wanted = [(L + 1,), (M, D // H), *norm, *square]
+    wanted += L * [*norm, *square, *norm, (F, D), (F,), (D, F), (D,)]
+    for number, (weight, shape) in enumerate(zip(weights, wanted, strict=True)):
+        check(**{f"weight {number}": (weight.shape, shape)})
+
+
 def packed(weights: Sequence[Tensor], sizes: Sizes) -> Tensor:
     """The weights, as ``group`` takes them, in the layout of ``Weights``."""
+    check_weights(weights, sizes)
     shapes = weight_shapes(sizes)
     flat = weights[0].detach().new_zeros(room_for(shapes))
     fill(Weights(*carve(flat.numpy(), shapes)), [weight.detach().numpy() for weight in weights], sizes)
@@ -161,7 +179,18 @@ def compiled_scan(
 
     Returns:
         x^L and the memory vectors, (B, T, D) each, and the length after the last step, (B,) int64.
+
+    Raises:
+        ValueError: where a shape is another one.
     """
+    (window, _), D, (B, T) = weights[1].shape, weights[2].numel(), x.shape[:2]
+    check(
+        x=(x.shape, (B, T, D)),
+        slots=(slots.shape, (B, window, D)),
+        length=(length.shape, (B,)),
+        episode_start=(episode_start.shape, (B, T)),
+    )
+    length, episode_start = length.long().clamp(0, window), episode_start.bool()
     saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
     given = (tensor.contiguous() for tensor in (x, slots, length, episode_start, *weights))
     return _recurrence(saves, heads, *given)

@@ -161,3 +161,39 @@ def test_in_data_parallel():
         torch.distributed.destroy_process_group()
     for one, other in zip(compiled.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9)
+
+
+SHAPES = {
+    "x": lambda x, memory, starts: (x[..., :-1], memory, starts),
+    "slots": lambda x, memory, starts: (x, Memory(memory.slots[:, 1:], memory.length), starts),
+    "length": lambda x, memory, starts: (x, Memory(memory.slots, memory.length[:-1]), starts),
+    "episode_start": lambda x, memory, starts: (x, memory, starts[:, :-1]),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_wrong_shape_is_refused_and_nothing_beyond_it_is_read(name):
+    core = make_cores(5)[1]
+    with pytest.raises(ValueError, match=rf"^{name} must have the shape \(.*\), got \("):
+        core(*SHAPES[name](*make_case(3, 7, 5, core.d_model)))
+
+
+def test_layers_of_different_sizes_are_refused():
+    core = make_cores(5)[1]
+    core.layers[1].w_1 = nn.Linear(core.d_model, 99).double()
+    with pytest.raises(ValueError, match=r"^weight 22 must have the shape \(13, 33\), got \(99, 33\)"):
+        core(*make_case(3, 7, 5, core.d_model))
+
+
+def test_a_step_of_a_wrong_shape_is_refused():
+    core = make_cores(5)[1]
+    actor = core.actor(core.initial_state(3))
+    with pytest.raises(ValueError, match=r"^x must have the shape \(3, 33\), got \(2, 33\)"):
+        actor.step(torch.zeros(2, 33).double(), torch.zeros(3, dtype=torch.bool))
+
+
+def test_lengths_of_any_whole_numbers():
+    plain, compiled = make_cores(5)
+    x, memory, starts = make_case(3, 7, 5, plain.d_model)
+    short = Memory(memory.slots, memory.length.to(torch.int32))
+    assert torch.equal(compiled(x, short, starts)[0], compiled(x, memory, starts)[0])
