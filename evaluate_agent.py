@@ -18,8 +18,9 @@ from experiment.insight import VIDEO_EPISODES, check_attention, check_recordable
 from experiment.output import reporting
 from experiment.parsing import Arguments, OneLineParser
 from experiment.playing import How, as_json, as_table, check_pictures, evaluate
+from experiment.rules import MOST, MOST_OF_ALL, check_device
 from experiment.saved import load
-from experiment.settings import MOST, MOST_OF_ALL, EnvSettings, SettingsError, check_device
+from experiment.settings import EnvSettings, SettingsError
 
 FILMS = (".gif", ".mp4")
 FILES = ("json", "video", "html", "stills", "diagnose")  # what is written

@@ -19,8 +19,9 @@ import torch
 from stable_baselines3.common.utils import get_device
 from torch import nn
 
+from experiment.rules import check_device
 from experiment.runs import PACKAGES
-from experiment.settings import SettingsError, check_device
+from experiment.settings import SettingsError
 
 ROOT = Path(__file__).parents[1]
 SEED = 0

@@ -24,7 +24,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from experiment.settings import Settings, SettingsError, check
+from experiment.rules import check
+from experiment.settings import Settings, SettingsError
 from fbrl.ppo import MemoryPPO
 
 T = TypeVar("T")

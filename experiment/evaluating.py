@@ -131,7 +131,8 @@ class Evaluate(BetweenUpdates):
             self._best = _score(line)
             said = json.dumps(line).encode()
             files.write(self.best_file, agent_bytes(self.model, **{EVALUATION: said}))  # type: ignore[arg-type]
-        self.lines.append(line)
+        # a run that died between its last evaluation and its end makes that again
+        self.lines = [one for one in self.lines if one["timesteps"] != line["timesteps"]] + [line]
         self._write_lines()
         self.reached = self._is_enough(line)
 

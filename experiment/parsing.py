@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from experiment.reading import read_file, read_value
-from experiment.settings import GROUPS, PATHS, Settings, SettingsError, check
+from experiment.rules import PATHS, check
+from experiment.settings import GROUPS, Settings, SettingsError
 from experiment.typed import allowed, convert, is_optional, is_text, shown
 
 HINTS = {f"{group}.{name}": hint for group, kind in GROUPS.items() for name, hint in get_type_hints(kind).items()}

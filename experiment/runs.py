@@ -18,7 +18,8 @@ import torch
 
 from experiment import files
 from experiment.distributed import size
-from experiment.settings import FORBIDDEN, Settings, SettingsError
+from experiment.rules import FORBIDDEN
+from experiment.settings import Settings, SettingsError
 
 PACKAGES = ("fbrl", "torch", "stable-baselines3", "gymnasium", "minigrid", "envpool", "numpy")
 

@@ -40,9 +40,10 @@ from experiment.guests import Guests, find, invite
 from experiment.insight import check_recordable
 from experiment.parsing import load_settings
 from experiment.randomness import apart
+from experiment.rules import check_device
 from experiment.runs import create_run, never_began, note_resumed, run_folder
 from experiment.saved import start_from
-from experiment.settings import Settings, SettingsError, check_device
+from experiment.settings import Settings, SettingsError
 from experiment.timing import TimeShares
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.evaluation import load_agent, play, summarise

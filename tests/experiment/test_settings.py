@@ -7,17 +7,8 @@ from pathlib import Path
 import pytest
 
 from experiment.parsing import OneLineParser, add_settings, load_settings, to_settings
-from experiment.settings import (
-    GROUPS,
-    CoreSettings,
-    EnvSettings,
-    PPOSettings,
-    RunSettings,
-    Settings,
-    SettingsError,
-    check,
-    check_device,
-)
+from experiment.rules import check, check_device
+from experiment.settings import GROUPS, CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings, SettingsError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -309,7 +300,7 @@ def test_names_that_are_no_folder_inside(name):
 
 def test_names_on_windows(monkeypatch):
     check(Settings(run=RunSettings(name="x: y")))
-    monkeypatch.setattr("experiment.settings.WINDOWS", True)
+    monkeypatch.setattr("experiment.rules.WINDOWS", True)
     with pytest.raises(SettingsError, match="characters that Windows forbids in a name, got x: y"):
         check(Settings(run=RunSettings(name="x: y")))
 
