@@ -32,6 +32,7 @@ from experiment.distributed import (
     rank,
     say,
     share,
+    size,
 )
 from experiment.environments import closed_after, evaluation_envs, training_envs
 from experiment.evaluating import Evaluate
@@ -111,6 +112,8 @@ def learn(model: PPO, settings: Settings, folder: Path) -> None:
     except Interrupted:
         raise
     except Exception as error:
+        if size() > 1:  # torchrun ends all processes as soon as it sees that one has ended; this one ends by itself
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if first:
             error.add_note(_rescued(finished, checkpoint))
         raise
@@ -232,6 +235,8 @@ def _go_on(settings: Settings, folder: Path, make: Callable[[], VecEnv]) -> PPO:
     before, now, done = of_first(lambda: load_settings(folder / "config.yaml")), settings.ppo, model.num_timesteps
     if now.timesteps <= done and now.timesteps != before.ppo.timesteps:
         raise SettingsError(f"ppo.timesteps must be more than {done:,}, which {folder} has made, got {now.timesteps:,}")
+    if now.timesteps == before.ppo.timesteps and of_first((folder / "finished").exists):
+        raise SettingsError(f"{folder}: this run has finished meanwhile")
     of_first(partial(_note_on_going_on, settings, folder, done))
     say(f"{folder}: going on from {done:,} of {now.timesteps:,} steps")
     if now.timesteps != before.ppo.timesteps:

@@ -21,7 +21,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiment import settings as settings_module
+from experiment import rules as rules_module
 from experiment.callbacks import MemoryFigures
 from experiment.files import held
 from experiment.parsing import load_settings
@@ -619,7 +619,7 @@ def test_the_form_reaches_the_core(train, monkeypatch, form):
 
 def test_a_form_that_cannot_be_had(train, monkeypatch):
     """One line, and exit code 2."""
-    monkeypatch.setattr(settings_module, "cannot_compile", lambda: "numba (none)")
+    monkeypatch.setattr(rules_module, "cannot_compile", lambda: "numba (none)")
     code, _, err = train("--core.form=compiled", "--run.device=cpu")
     assert (code, err) == (2, "error: core.form must be auto, fast or plain without numba (none), got compiled\n")
     code, _, err = train("--core.form=quick")
