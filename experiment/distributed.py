@@ -29,7 +29,6 @@ from experiment.settings import Settings, SettingsError
 from fbrl.ppo import MemoryPPO
 
 T = TypeVar("T")
-
 TIMEOUT = timedelta(hours=1)  # how long processes wait for each other; evaluations are the first one's alone
 
 
