@@ -5,6 +5,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
@@ -19,6 +20,10 @@ from fbrl.cores.memoryless import Memoryless
 from fbrl.cores.rnn import GRU, LSTM
 from fbrl.cores.transformer_xl import TransformerXL
 
+UNPICKLES = pytest.mark.skipif(
+    bool(np.lib.NumpyVersion(np.__version__) < "2.4.0"),
+    reason="the committed agents were saved with NumPy 2.4, and an older one does not unpickle them",
+)
 SIZES = {"d_model": 8, "n_layers": 2, "n_heads": 2, "window": 5}
 RNN_SIZES = {"d_model": 8, "n_layers": 2}
 FEEDBACK = ["plain", "fast"]

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.tasks import UNPICKLES
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # what each is given, and what it then prints
 SMALL = {
@@ -29,7 +31,9 @@ def test_every_example_is_run():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == SMALL.keys() | of_an_extra
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=UNPICKLES if name == "draw_attention" else ()) for name in SMALL]
+)
 def test_example(name, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     arguments, printed = SMALL[name]
@@ -37,6 +41,7 @@ def test_example(name, capsys, monkeypatch, tmp_path):
     assert printed in capsys.readouterr().out
 
 
+@UNPICKLES
 def test_the_attention_is_drawn_for_three_episodes(monkeypatch, tmp_path):
     """One picture a step, and one of each end, which is shown longer."""
     monkeypatch.chdir(tmp_path)

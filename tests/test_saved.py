@@ -19,6 +19,7 @@ from experiment.training import train
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.evaluation import load_agent
 from fbrl.symbolic import SymbolicObservation
+from tests.tasks import UNPICKLES
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "tests" / "saved" / "memory_s7_view3"
@@ -30,6 +31,7 @@ def run(tmp_path):
     return Path(shutil.copytree(RUN, tmp_path / "run"))
 
 
+@UNPICKLES
 def test_the_environments_are_carried_on(run):
     _, settings = find_agent(str(run))
     model = load_checkpoint(run, settings, lambda: make_envs(settings.env, 0, 2))
@@ -40,6 +42,7 @@ def test_the_environments_are_carried_on(run):
     assert model._last_state[1].max() > 0, "with what it remembers"
 
 
+@UNPICKLES
 def test_the_run_goes_on_to_its_end(run):
     _, settings = find_agent(str(run))
     before = load_agent(run / "last.zip", "cpu").policy.state_dict()
@@ -52,6 +55,7 @@ def test_the_run_goes_on_to_its_end(run):
     assert (run / "finished").exists()
 
 
+@UNPICKLES
 @pytest.mark.parametrize("folder", AGENTS, ids=lambda folder: folder.name)
 def test_published_agents(folder):
     checkpoint, settings = find_agent(str(folder))

@@ -23,6 +23,7 @@ from experiment.saved import _known, load, read_saved
 from experiment.settings import CoreSettings, EnvSettings, PPOSettings, Settings, SettingsError
 from fbrl import MemoryPPO
 from fbrl.evaluation import AgentError, load_agent
+from tests.tasks import UNPICKLES
 
 ROOT = Path(__file__).parents[2]
 AGENTS = sorted(folder.parent for folder in (ROOT / "agents").glob("*/config.yaml"))
@@ -82,6 +83,7 @@ def assert_alike(agent, other, settings, steps=20):
     env.close()
 
 
+@UNPICKLES
 @pytest.mark.parametrize("folder", AGENTS, ids=lambda folder: folder.name)
 def test_published_agents_act_as_when_unpickled(folder, monkeypatch):
     checkpoint, settings = find_agent(str(folder))
