@@ -157,8 +157,9 @@ def ended(process: subprocess.Popen[Any], limit: float) -> int | None:
 def tests_command(device: str, folder: Path) -> list[str]:
     """pytest over the files that have such tests."""
     files = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
-    # of other versions' warnings the tests make no errors here
-    return ["-m", "pytest", "-q", "-m", "gpu and not slow", "-W", "default", "-p", "no:cacheprovider", *files]
+    # of other versions' warnings the tests make no errors here, and the pages' code is not among them
+    few = ["-m", "gpu and not slow", "-W", "default", "-p", "no:cacheprovider", "--confcutdir", str(ROOT / "tests")]
+    return ["-m", "pytest", "-q", *few, *files]
 
 
 def tests_figures(folder: Path, printed: str) -> Report:

@@ -10,6 +10,7 @@ that machine has, too. The folder is emptied first; its size is printed.
 from __future__ import annotations
 
 import argparse
+import configparser
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from benchmarks.report import ROOT
 
 ROOTS = ("fbrl[train]", "sb3-contrib", "pytest")
 BESIDE = ("einops", "feedback-transformer-pytorch")  # what the scan is compared with; needs no more than torch
+FOR_CPUS = ("numba",)  # what compiles the scan for one
 # of tensorboard's needs those of its server, which shows what a run has logged
 SERVER = ("grpcio", "tensorboard-data-server", "werkzeug", "markdown", "markupsafe")
 TAGS = ("2_28", "2_27", "2_24", "2_17", "2_12", "2_5")  # of manylinux; pip takes each by its name only
@@ -32,13 +34,24 @@ TAGS = ("2_28", "2_27", "2_24", "2_17", "2_12", "2_5")  # of manylinux; pip take
 def needs(root: str, python: str) -> Iterator[str]:
     """The packages that one needs directly, as installed here, under that Python on Linux."""
     requirement = Requirement(root)
-    for line in metadata.requires(requirement.name) or []:
+    for line in own_needs() if requirement.name == "fbrl" else metadata.requires(requirement.name) or []:
         needed = Requirement(line)
         environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
         environment |= {"platform_system": "Linux", "platform_machine": "x86_64"}
         extras = requirement.extras or {""}
         if needed.marker is None or any(needed.marker.evaluate(environment | {"extra": extra}) for extra in extras):
             yield f"{needed.name}[{','.join(sorted(needed.extras))}]" if needed.extras else needed.name
+
+
+def own_needs() -> list[str]:
+    """Those of this repository as setup.cfg has them now, whenever it was installed."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    found = [(line, "") for line in config["options"]["install_requires"].splitlines()]
+    for extra, lines in config["options.extras_require"].items():
+        found += [(line, extra) for line in lines.splitlines()]
+    plain = [(line, extra) for line, extra in found if line.strip() and ";" not in line]
+    return [f'{line}; extra == "{extra}"' if extra else line for line, extra in plain]
 
 
 def closure(roots: Collection[str], python: str, without: Collection[str] = ()) -> set[str]:
@@ -62,7 +75,7 @@ def tested() -> dict[str, str]:
 def wheels(python: str, without: Collection[str]) -> list[str]:
     """What to fetch, as pip takes it."""
     of_torch, versions = closure(["torch"], python), tested()
-    names = closure(ROOTS, python, {*of_torch, *without, *SERVER}) | set(BESIDE)
+    names = closure(ROOTS, python, {*of_torch, *without, *SERVER, *FOR_CPUS}) | set(BESIDE)
     return [f"{name}=={versions[name]}" for name in sorted(names - {"fbrl"} - set(without))]
 
 

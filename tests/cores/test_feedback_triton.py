@@ -120,6 +120,16 @@ def test_law_in_single_precision(size):
     assert {name: of for name, of in errors.items() if of["ours"] > 2**2 * of["plain"]} == {}
 
 
+def test_it_is_the_kernels_that_run(monkeypatch):
+    """And no other form, whatever is installed."""
+    called, launch = [], feedback_triton._launch
+    monkeypatch.setattr(
+        feedback_triton, "_launch", lambda kernel, *rest, **more: called.append(kernel) or launch(kernel, *rest, **more)
+    )
+    results(make_cores(2)[1], make_input(3), make_memory("half", 2), make_starts("middle", 3))
+    assert called == [feedback_triton.kernels.forward, feedback_triton.kernels.backward]
+
+
 def test_without_a_backward():
     """The tape then has room for one step only, and what comes out is the same."""
     _, ours = make_cores(2)
