@@ -72,13 +72,14 @@ docs: $(DOCS)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
 
 bench: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,onnx]'
 	$(BIN)/python -m benchmarks.speed.scan --json $(RESULTS)/scan.json
 	$(BIN)/python -m benchmarks.speed.operations --json $(RESULTS)/operations.json
 	$(BIN)/python -m benchmarks.speed.throughput --json $(RESULTS)/throughput.json
 	$(BIN)/python -m benchmarks.speed.latency --json $(RESULTS)/latency.json
 	$(BIN)/python -m benchmarks.speed.stepping --json $(RESULTS)/stepping.json
-	$(BIN)/python -m benchmarks.speed.draw $(addprefix $(RESULTS)/,scan.json throughput.json latency.json)
+	$(BIN)/python -m benchmarks.speed.export --json $(RESULTS)/export.json
+	$(BIN)/python -m benchmarks.speed.draw $(addprefix $(RESULTS)/,scan.json throughput.json latency.json export.json)
 
 gpu:
 	$(PYTHON) -m benchmarks.speed.gpu --device $(DEVICE) --minutes $(MINUTES) --json $(RESULTS)/gpu.json $(addprefix --config=,$(GPU_CONFIG)) $(addprefix --commit=,$(COMMIT))

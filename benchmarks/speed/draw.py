@@ -99,6 +99,30 @@ def draw_latency(rows: Rows) -> Figure:
     return figure
 
 
+def draw_export(rows: Rows) -> Figure:
+    """How many times as fast as ``predict`` an exported step is, by core; one panel a size."""
+    sizes = list(dict.fromkeys(core_size(row) for row in rows))
+    figure = plt.figure(figsize=(7, 3.2), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+    for size, axes in zip(sizes, panels, strict=True):
+        shown = [row for row in rows if core_size(row) == size]
+        for place, batch in enumerate(sorted({row["batch"] for row in shown})):
+            of_batch = [row for row in shown if row["batch"] == batch]
+            heights = [y + 0.4 * place for y in range(len(of_batch))]
+            bars = axes.barh(heights, [row["over_predict"] for row in of_batch], height=0.38, label=f"batch {batch}")
+            axes.bar_label(bars, fmt=" %.1f", fontsize=6)
+        axes.set_yticks([y + 0.2 for y in range(len(of_batch))], [row["core"] for row in of_batch], fontsize=7)
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+        axes.set_title(size, fontsize=8)
+        axes.margins(x=0.2)
+    panels[0].invert_yaxis()
+    figure.suptitle("predict's time over the exported step's", fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=2)
+    return figure
+
+
 def setup_of(row: dict[str, Any]) -> str:
     """Under what contenders were compared, in words."""
     engine = "" if row["engine"] == "minigrid" else f" of {row['engine']}"
@@ -111,7 +135,7 @@ def core_size(row: dict[str, Any]) -> str:
     return ", ".join(f"{name} {row[name]}" for name in "DLHM")
 
 
-DRAWN: Drawn = {"scan": draw_scan, "throughput": draw_throughput, "latency": draw_latency}
+DRAWN: Drawn = {"scan": draw_scan, "throughput": draw_throughput, "latency": draw_latency, "export": draw_export}
 
 if __name__ == "__main__":
     main(DRAWN, __doc__)

@@ -462,12 +462,31 @@ ROWS = {
         CORE_SIZE._asdict() | {"batch": 1, "milliseconds": {OURS: 1.0, RIVAL: 2.0}, "steps": 9, "episode": [1.0] * 3},
         CORE_SIZE._asdict() | {"batch": 3, "milliseconds": {OURS: 1.0, RIVAL: 2.0}},
     ],
+    "export": [
+        CORE_SIZE._asdict() | {"core": core, "batch": batch, "over_predict": 2.0 * batch}
+        for core in ("feedback", "gru")
+        for batch in (1, 3)
+    ],
     "supervised": [
         {"core": core, "curve": {"steps": [1, 2], "accuracy": [0.1, 0.7]}, "baselines": {"counting": 0.5}}
         | {"asked_by_step": [0, 40, 50], "right_by_step": [0, 30, 30], "name": "walk", "task": {"side": 3}}
         for core in ("feedback", "feedback", "transformer")
     ],
 }
+
+
+def test_export_reports_nothing_where_parity_is_red():
+    """An exported step that does something else than ``predict`` is not timed."""
+    export = pytest.importorskip("benchmarks.speed.export", reason="needs pip install fbrl[onnx]")
+    agent, exported = export.agents("gru", CORE_SIZE, 1)
+    track = export.record(contenders.settings_of(CORE_SIZE, n_envs=1), 2, 40)
+    assert export.check_parity(agent, exported, track)["log_probability_apart"] < 1e-4
+    with torch.no_grad():
+        agent.policy.action_net.bias.add_(torch.arange(7) * 0.01)
+    with pytest.raises(SystemExit, match="parity is red"):
+        export.check_parity(agent, exported, track)
+
+
 DRAWN = {**draw.DRAWN, **supervised_draw.DRAWN}
 
 
