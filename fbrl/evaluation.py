@@ -128,6 +128,8 @@ def play(
     n_episodes = env.num_envs if n_episodes is None else n_episodes
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be at least 1, got {n_episodes}")
+    if within := getattr(agent, "within", None):  # an agent that asks them for masks
+        agent = within(env)
     environments: list[int] = []
     success: list[float] = []
     cut: list[bool] = []

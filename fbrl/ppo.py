@@ -189,13 +189,14 @@ class MemoryPPO(PPO):
                 self.policy.reset_noise(env.num_envs)
             if not actor.acts_with(self.policy.core):  # a callback has put in another
                 actor = self.policy.actor(self._last_state)
+            more = self.of_step(env)
             with torch.no_grad():
                 starts = torch.as_tensor(self._last_episode_starts, dtype=torch.bool, device=self.device)
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
                 if act is None:
-                    action_tensor, values, log_probs, next_state = self.policy.act(obs_tensor, actor, starts)
+                    action_tensor, values, log_probs, next_state = self.policy.act(obs_tensor, actor, starts, **more)
                 else:
-                    action_tensor, values, log_probs, next_state = act(obs_tensor, self._last_state, starts)
+                    action_tensor, values, log_probs, next_state = act(obs_tensor, self._last_state, starts, **more)
             actions = action_tensor.cpu().numpy()
             clipped_actions = self.policy._to_env_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
@@ -220,6 +221,7 @@ class MemoryPPO(PPO):
                 state=self._last_state,
                 next_state=next_state,
                 after_cut=self._values_after_cut(dones, infos, next_state),
+                **more,
             )
             self._last_obs, self._last_episode_starts, self._last_state = new_obs, dones, next_state  # type: ignore[assignment]
 
@@ -234,6 +236,10 @@ class MemoryPPO(PPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def of_step(self, env: VecEnv) -> dict[str, Any]:
+        """What acting and the buffer are given with each step besides: nothing here, masks in a subclass."""
+        return {}
 
     def _renew_value_scale(
         self, buffer: SequenceRolloutBuffer, last_values: Tensor, dones: np.ndarray[Any, Any]

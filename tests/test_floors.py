@@ -58,6 +58,7 @@ FLOORS = {
     "fbrl.ppo": 9,
     "fbrl.normalizing": 8,
     "fbrl.evaluation": 10,
+    "fbrl.masks": 10,
     "fbrl.insight": 0,
     "fbrl.insight.colours": 0,
     "fbrl.insight.seen": 10,
@@ -184,6 +185,7 @@ def test_the_library_imports_what_it_installs_and_no_more():
     extras = {
         "fbrl.mission": {"minigrid"},
         "fbrl.symbolic": {"minigrid"},
+        "fbrl.masks": {"sb3_contrib"},
         "fbrl.shown": {"minigrid"},
         "fbrl.cores.compiled_cache": {"numba", "llvmlite"},
         "fbrl.cores.compiled_vectors": {"numba", "llvmlite"},
