@@ -55,6 +55,10 @@ def export(args: Arguments) -> None:
         raise SettingsError(
             f"{checkpoint}: core.name none is Stable-Baselines3's own PPO, whose documentation exports it"
         )
+    if settings.env.normalize_observations:
+        raise SettingsError(
+            f"{checkpoint}: env.normalize_observations is true, and an exported step holds no statistics"
+        )
     try:
         KINDS[file.suffix](agent.policy, file, args.keys_values)
     except ModuleNotFoundError as error:

@@ -42,7 +42,7 @@ class OneStep(nn.Module):
             Transformer only.
 
     Raises:
-        ValueError: where ``keys_values`` is asked of another core.
+        ValueError: where ``keys_values`` is asked of another core, or a space counts from another number than 0.
     """
 
     low: Tensor
@@ -55,6 +55,9 @@ class OneStep(nn.Module):
             if not isinstance(core, FeedbackTransformer):
                 raise ValueError(f"keys_values needs a FeedbackTransformer core, got {type(core).__name__}")
             core = FeedbackKeys(core)
+        for part in (policy.action_space, *_parts(policy.observation_space).values()):
+            if np.any(getattr(part, "start", 0)):
+                raise ValueError(f"an exported step counts from 0, got {part}")
         self.policy, self.core = policy, core
         space = policy.action_space
         self.action_dtype = torch.as_tensor(np.zeros((), space.dtype)).dtype
@@ -110,8 +113,7 @@ class OneStep(nn.Module):
 
     def example(self) -> dict[str, Any]:
         """What ``forward`` takes, by name, of ``ROWS`` sequences before their first step."""
-        space = self.policy.observation_space
-        parts = space.spaces if isinstance(space, spaces.Dict) else {"observation": space}
+        parts = _parts(self.policy.observation_space)
         observations = {key: torch.as_tensor(np.stack([part.sample()] * ROWS)) for key, part in parts.items()}
         initial: Any = self.core.initial_state(ROWS)
         named = zip(initial._fields, initial, strict=True)
@@ -134,6 +136,11 @@ class OneStep(nn.Module):
             "outputs": _shapes(outputs),
             "action_space": str(self.policy.action_space),
         }
+
+
+def _parts(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
+    """The observation's parts by the names that the program gives them."""
+    return space.spaces if isinstance(space, spaces.Dict) else {"observation": space}
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, dict[str, Any]]:

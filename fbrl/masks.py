@@ -1,8 +1,8 @@
 """Action masks with a memory: actions that are not allowed now have no probability.
 
 Masks are asked for and given as sb3-contrib's ``MaskablePPO`` does (Huang and Ontanon 2020, arXiv 2006.14171): the
-environment, or an ``ActionMasker`` around it, has ``action_masks()``; ``predict`` takes ``action_masks``. The distributions
-are sb3-contrib's, which ``pip install fbrl[masks]`` brings.
+environment, or an ``ActionMasker`` around it, has ``action_masks()``; ``predict`` takes ``action_masks``. The
+distributions are sb3-contrib's, which ``pip install fbrl[masks]`` brings.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _Maskable(MemoryPolicy):
         if isinstance(self.action_space, spaces.MultiBinary):  # a head of two numbers a bit, as sb3-contrib's
             self.action_dist = MultiCategoricalDistribution(dims)
         super()._build(lr_schedule)
-        self.action_dist = make_masked_proba_distribution(self.action_space)  # type: ignore[assignment]
+        self.action_dist = make_masked_proba_distribution(self.action_space)
 
     @contextlib.contextmanager
     def masked(self, action_masks: Any) -> Iterator[None]:
@@ -80,7 +80,7 @@ class _Maskable(MemoryPolicy):
             self._masks = None
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
-        distribution = self.action_dist.proba_distribution(self.action_net(latent_pi))  # type: ignore[call-arg]
+        distribution = self.action_dist.proba_distribution(self.action_net(latent_pi))
         assert isinstance(distribution, MaskableDistribution)
         distribution.apply_masking(self._masks)
         return distribution
@@ -108,7 +108,7 @@ class _Maskable(MemoryPolicy):
         deterministic: bool = False,
         action_masks: np.ndarray[Any, Any] | None = None,
     ) -> tuple[np.ndarray[Any, Any], Arrays]:
-        """See ``MemoryPolicy.predict``; ``action_masks`` (B, choices) bool says what is allowed, ``None`` everything."""
+        """See ``MemoryPolicy.predict``; ``action_masks`` (B, choices) says what is allowed, ``None`` everything."""
         with self.masked(None if action_masks is None else check_masks(action_masks, self.action_space)):
             return super().predict(observation, state, episode_start, deterministic)
 
@@ -179,7 +179,7 @@ class MaskableMemoryPPO(MemoryPPO):
         """The masks of the step to come."""
         return {"action_masks": masks_of(env, self.action_space)}
 
-    def predict(  # type: ignore[override]
+    def predict(
         self,
         observation: Observation,
         state: Arrays | None = None,
@@ -187,7 +187,7 @@ class MaskableMemoryPPO(MemoryPPO):
         deterministic: bool = False,
         action_masks: np.ndarray[Any, Any] | None = None,
     ) -> tuple[np.ndarray[Any, Any], Arrays]:
-        """See ``MemoryPolicy.predict``; ``action_masks`` (B, choices) bool says what is allowed, ``None`` everything."""
+        """See ``MemoryPolicy.predict``; ``action_masks`` (B, choices) says what is allowed, ``None`` everything."""
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
     def within(self, env: GymEnv) -> WithMasks:

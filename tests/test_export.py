@@ -201,3 +201,10 @@ def test_keys_in_the_place_of_memory_vectors_give_the_same(core, steps):
     readable = memory.readable
     torch.testing.assert_close(state.keys[readable], k[readable], rtol=0, atol=1e-9)
     torch.testing.assert_close(state.values[readable], v[readable], rtol=0, atol=1e-9)
+
+
+def test_spaces_that_do_not_count_from_0_are_refused():
+    policy = make_model("lstm").policy
+    policy.action_space = spaces.Discrete(3, start=2)
+    with pytest.raises(ValueError, match="counts from 0, got Discrete"):
+        OneStep(policy)

@@ -51,10 +51,10 @@ class MaskedTask(RandomTask):
 
 
 class Doors(gym.Env):
-    """A cue of two at first; then ``length`` corridors of 2 N doors, of which one pair leads on: only the mask tells which.
+    """A cue of two at first; then ``length`` corridors of 2 N doors, of which one pair leads on: the mask tells which.
 
-    Any door that is not of the pair ends the episode. The last pair's left or right door is the one that the cue asks for. Who knows
-    no mask succeeds in at most one of N episodes; who has no memory, in at most half of them.
+    Any door that is not of the pair ends the episode. The last pair's left or right door is the one that the cue asks
+    for. Who knows no mask succeeds in at most one of N episodes; who has no memory, in at most half of them.
     """
 
     def __init__(self, n_pairs=8, length=2):
