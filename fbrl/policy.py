@@ -23,8 +23,9 @@ from fbrl.cores.core import Actor, Core, State
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.cores.twin import TwinCore
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
-from fbrl.finite import Observation, check_finite, refuse_non_finite_gradients
+from fbrl.finite import Observation, check_values, refuse_non_finite_gradients
 from fbrl.sequences import Sequences
+from fbrl.spaces import Reader, to_env
 from fbrl.value_scale import ValueScale
 
 
@@ -59,6 +60,7 @@ class MemoryPolicy(ActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         refuse_other_algorithms(self)
+        self.reader = Reader(observation_space)
         self._last_predicted: tuple[tuple[np.ndarray[Any, Any], ...], Actor] | None = None
         self.core_class = core_class
         self.core_kwargs = core_kwargs or {}
@@ -128,7 +130,7 @@ class MemoryPolicy(ActorCriticPolicy):
 
         (N, D); of an actor and a critic that share nothing (N, 2 D), the actor's first.
         """
-        features = self.extract_features(obs)
+        features = self.extract_features(self.reader.from_zero(obs))
         if isinstance(features, tuple):
             return torch.cat([self.core_input(features[0]), self.vf_core_input(features[1])], dim=-1)
         return cast(Tensor, self.core_input(features))
@@ -228,8 +230,10 @@ class MemoryPolicy(ActorCriticPolicy):
             given = type(obs).__name__
             raise TypeError(f"evaluate_actions of a policy that remembers takes fbrl.sequences.Sequences, got {given}")
         features, _ = self._features(obs)
-        distribution = self._distribution(features)
-        return self._values(features), distribution.log_prob(actions), distribution.entropy()
+        distribution, values = self._distribution(features), self._values(features)
+        if values.requires_grad:
+            check_values(values)
+        return values, distribution.log_prob(actions), distribution.entropy()
 
     def get_distribution(  # type: ignore[override]
         self, obs: PyTorchObs, state: State | None = None, episode_start: Tensor | None = None
@@ -294,7 +298,7 @@ class MemoryPolicy(ActorCriticPolicy):
                 "observation must be an array or a dict, got a tuple: you are probably mixing Gym API with SB3 VecEnv "
                 "API; of `obs, info = env.reset()` pass obs"
             )
-        check_finite(observation, "observation")
+        self.reader.check(observation, "observation")
         with torch.inference_mode(False), torch.no_grad():  # what is kept is written to again, in whatever mode
             obs, vectorized = self.obs_to_tensor(observation)
             batch_size = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
@@ -336,13 +340,9 @@ class MemoryPolicy(ActorCriticPolicy):
         )
 
     def _to_env_actions(self, actions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Actions (B, ...) of the distribution, in the shape and within the bounds of the action space."""
+        """Actions (B, ...) of the distribution, in the shape and as values in the action space."""
         actions = actions.reshape((-1, *(self.action_space.shape or ())))
-        if not isinstance(self.action_space, spaces.Box):
-            return actions
-        if self.squash_output:
-            return cast("np.ndarray[Any, Any]", self.unscale_action(actions))
-        return cast("np.ndarray[Any, Any]", np.clip(actions, self.action_space.low, self.action_space.high))
+        return to_env(self.unscale_action(actions) if self.squash_output else actions, self.action_space)
 
 
 def goes_through_forward(policy: nn.Module) -> bool:

@@ -28,9 +28,9 @@ from fbrl.buffer import SequenceDictRolloutBuffer, SequenceRolloutBuffer
 from fbrl.cores.core import State
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.figures import log_rollout
-from fbrl.finite import check_finite
+from fbrl.finite import LARGEST_VALUE, NotFiniteError
 from fbrl.policy import MemoryCnnPolicy, MemoryMultiInputPolicy, MemoryPolicy, goes_through_forward
-from fbrl.spaces import check_spaces
+from fbrl.spaces import as_numbers, check_spaces, contiguous
 
 SelfMemoryPPO = TypeVar("SelfMemoryPPO", bound="MemoryPPO")
 
@@ -179,7 +179,7 @@ class MemoryPPO(PPO):
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
 
-        check_finite(self._last_obs, "observation")
+        self.policy.reader.check(self._last_obs, "observation", "of environment {}")
         if self._last_state is None or len(self._last_state[0]) != env.num_envs:
             self._last_state = self.policy.initial_state(env.num_envs)
         actor = self.policy.actor(self._last_state)
@@ -192,7 +192,7 @@ class MemoryPPO(PPO):
             more = self.of_step(env)
             with torch.no_grad():
                 starts = torch.as_tensor(self._last_episode_starts, dtype=torch.bool, device=self.device)
-                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+                obs_tensor = obs_as_tensor(contiguous(self._last_obs), self.device)
                 if act is None:
                     action_tensor, values, log_probs, next_state = self.policy.act(obs_tensor, actor, starts, **more)
                 else:
@@ -200,9 +200,11 @@ class MemoryPPO(PPO):
             actions = action_tensor.cpu().numpy()
             clipped_actions = self.policy._to_env_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
-            check_finite(new_obs, "observation")  # type: ignore[arg-type]
-            check_finite(rewards, "reward")
             self.num_timesteps += env.num_envs
+            place = f"of environment {{}} at step {self.num_timesteps // env.num_envs}"
+            self.policy.reader.check(new_obs, "observation", place)  # type: ignore[arg-type]
+            rewards = as_numbers(rewards, "reward", env.num_envs, place)
+            dones = as_numbers(dones, "done", env.num_envs, place).astype(bool)
 
             callback.update_locals(locals())
             if not callback.on_step():
@@ -227,7 +229,7 @@ class MemoryPPO(PPO):
 
         with torch.no_grad():
             starts = torch.as_tensor(dones, dtype=torch.bool, device=self.device)
-            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device), next_state, starts)  # type: ignore[arg-type]
+            values = self.policy.predict_values(obs_as_tensor(contiguous(new_obs), self.device), next_state, starts)
         if self.normalize_values:
             self._renew_value_scale(rollout_buffer, values, dones)
         else:
@@ -271,8 +273,11 @@ class MemoryPPO(PPO):
 
     def train(self) -> None:
         """``PPO.train``; then logs the drift of each epoch e of parallel passes as ``memory/drift_e``."""
-        super().train()
         assert isinstance(self.rollout_buffer, SequenceRolloutBuffer)
+        largest = np.abs(self.rollout_buffer.returns).max()
+        if not largest <= LARGEST_VALUE:
+            raise NotFiniteError(f"the value loss is not finite: returns are as large as {largest:g}")
+        super().train()
         for epoch, drift in enumerate(self.rollout_buffer.drift, start=1):
             self.logger.record(f"memory/drift_{epoch}", drift)
 
@@ -289,11 +294,13 @@ class MemoryPPO(PPO):
         if not cut:
             return values
         last = [infos[index]["terminal_observation"] for index in cut]
+        for index, observation in zip(cut, last, strict=True):
+            step = self.num_timesteps // len(dones)
+            self.policy.reader.check(observation, "terminal_observation", f"of environment {index} at step {step}")
         if isinstance(self.observation_space, spaces.Dict):
             stacked: Any = {key: np.stack([obs[key] for obs in last]) for key in last[0]}
         else:
             stacked = np.stack(last)
-        check_finite(stacked, "terminal_observation")
         rows = torch.as_tensor(np.array(cut), device=self.device)
         with torch.no_grad():
             obs, _ = self.policy.obs_to_tensor(stacked)

@@ -17,7 +17,7 @@ FLOORS = {
     "fbrl.mission": 0,
     "fbrl.shown": 0,
     "fbrl.arguments": 0,
-    "fbrl.spaces": 0,
+    "fbrl.spaces": 2,
     "fbrl.cores": 0,  # its __init__ runs before every core, so it imports none of them
     "fbrl.cores.core": 0,
     "fbrl.cores.watch": 0,

@@ -9,11 +9,12 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from torch import nn
 
 from fbrl import MemoryPPO
 from fbrl.cores.core import Core
+from fbrl.finite import NotFiniteError
 from fbrl.sequences import Sequences
 from tests.tasks import (
     CORES,
@@ -363,8 +364,48 @@ class BrokenTask(ConstantTask):
 def test_what_is_not_finite_is_refused(broken, value, n_steps):
     model = make_model(env=vec(task=BrokenTask, broken=broken, value=value), n_steps=n_steps)
     before = parameters(model)
-    with pytest.raises(ValueError, match=f"^{broken} must be finite, got {value}$"):
+    with pytest.raises(NotFiniteError, match=f"^{broken} of environment 0 at step 4 must be finite, got {value}$"):
         model.learn(36)
+    for name, parameter in parameters(model).items():
+        assert torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("broken", ["reward", "observation", "terminal_observation"])
+def test_what_overflows_is_refused(broken):
+    """A number whose square float32 does not hold, before anything is made of it."""
+    model = make_model(env=vec(task=BrokenTask, broken=broken, value=1e20))
+    message = rf"^{broken} of environment 0 at step 4 must be at most 1e\+15 in size, or .*, got 1.*e\+20$"
+    with pytest.raises(NotFiniteError, match=message):
+        model.learn(36)
+
+
+def test_which_environment_it_was_is_said():
+    def make(index):
+        return lambda: BrokenTask("observation" if index == 2 else "nothing")
+
+    with pytest.raises(NotFiniteError, match=r"^observation of environment 2 at step 4 must be finite, got nan$"):
+        make_model(env=DummyVecEnv([make(index) for index in range(4)])).learn(48)
+
+
+def test_predict_refuses_what_overflows():
+    """A double beyond float32 too."""
+    for value in (1e20, 1e300):
+        with pytest.raises(NotFiniteError, match=r"^observation must be at most 1e\+15 in size"):
+            make_model().predict(np.array([0, value, 0]))
+
+
+def test_a_value_loss_that_is_not_finite_ends_the_update():
+    """Its gradient is finite, but not the norm that it is clipped to: the step would be one of zeros."""
+    model = make_model(batch_size=36, normalize_values=False)
+    collect(model)
+    before = parameters(model)
+    model.policy.value_net.bias.data.fill_(1e19)
+    with pytest.raises(NotFiniteError, match=r"^the value loss is not finite: values are as large as 1e\+19$"):
+        model.train()
+    model.policy.value_net.bias.data.zero_()
+    model.rollout_buffer.returns.flat[7] = 1e19
+    with pytest.raises(NotFiniteError, match=r"^the value loss is not finite: returns are as large as 1e\+19$"):
+        model.train()
     for name, parameter in parameters(model).items():
         assert torch.equal(parameter, before[name]), name
 
