@@ -47,7 +47,7 @@ train: $(INSTALLED)
 	$(BIN)/python train_agent.py --config $(CONFIG)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m 'not slow and not gpu' --numprocesses=2
+	$(BIN)/python -m pytest -m 'not slow and not gpu' --numprocesses=2 --dist=loadgroup
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow and not gpu' --numprocesses=auto --durations=0
