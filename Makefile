@@ -47,7 +47,9 @@ train: $(INSTALLED)
 	$(BIN)/python train_agent.py --config $(CONFIG)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m 'not slow and not gpu' --numprocesses=2 --dist=loadgroup
+	$(BIN)/python -m pytest -m 'not slow and not gpu' --numprocesses=2 tests
+	# a page's blocks go on from each other: one process
+	$(BIN)/python -m pytest docs README.md
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow and not gpu' --numprocesses=auto --durations=0

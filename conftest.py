@@ -26,11 +26,3 @@ def cut_short(monkeypatch, tmp_path):
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser()], patterns=["README.md", "docs/*.md", "docs/guides/*.md"], fixtures=["cut_short"]
 ).pytest()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """A page's blocks go on from each other: with several processes (``--dist=loadgroup``) one runs all of them."""
-    for item in items:
-        if item.path.suffix == ".md":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
