@@ -583,7 +583,7 @@ def test_a_process_that_is_killed_ends_the_run(torchrun, tmp_path):
 def test_an_error_of_one_process_ends_all_with_its_line(torchrun):
     code, _, err = torchrun(*TINY, "--run.folder=runs", first=at(136, 'raise ValueError("reward must be finite")'))
     assert code != 0
-    assert error_lines(err) == ["error: reward must be finite"]
+    assert error_lines(err) == ["error: ValueError: reward must be finite"]
 
 
 @pytest.mark.parametrize(
