@@ -24,6 +24,7 @@ from fbrl.cores.names import CORES, core_kwargs
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
 from fbrl.evaluation import agent_file
 from fbrl.policy import MemoryPolicy
+from fbrl.spaces import check_spaces
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     **{"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "gelu": nn.GELU, "silu": nn.SiLU}
@@ -70,11 +71,20 @@ def make_model(settings: Settings, env: VecEnv) -> PPO:
     if ppo.use_sde and not isinstance(env.action_space, spaces.Box):
         raise SettingsError(f"ppo.use_sde must be false for actions that are not in a Box, got {env.action_space}")
     if core.name == "none":
+        _check_from_zero(env)
         return _made(PPO, policy, env, policy_kwargs=policy_kwargs, **kwargs)
     policy_kwargs.setdefault("net_arch", [])
     sizes = dataclasses.asdict(core)
     policy_kwargs |= {"core_class": CORES[core.name][0], "core_kwargs": core_kwargs(core.name, sizes)}
     return _made(MemoryPPO, policy, env, seq_len=ppo.seq_len, passes=ppo.passes, policy_kwargs=policy_kwargs, **kwargs)
+
+
+def _check_from_zero(env: VecEnv) -> None:
+    """Raises SettingsError where a space starts elsewhere than at 0, which Stable-Baselines3's own PPO passes over."""
+    try:
+        check_spaces(env, from_zero=True)
+    except ValueError as error:
+        raise SettingsError(f"core.name none: {error}") from error
 
 
 def _made(kind: type[PPO], *args: Any, **kwargs: Any) -> PPO:

@@ -345,3 +345,21 @@ def test_what_does_not_fit_into_memory_is_refused(settings, tmp_path):
     with pytest.raises(SettingsError, match="the agent and its rollouts do not fit into memory; smaller ones of core"):
         train(given)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [
+        ("action_space", spaces.Discrete(3, start=-1)),
+        ("action_space", spaces.MultiDiscrete([2, 3], start=[0, 1])),
+        ("observation_space", spaces.Discrete(5, start=2)),
+    ],
+)
+def test_the_agent_without_memory_refuses_spaces_that_do_not_start_at_zero(settings, monkeypatch, name, space):
+    """Kind: attributes of a space beyond its size. Stable-Baselines3's own PPO would act outside of the space."""
+    monkeypatch.setattr(Counted, name, space)
+    given = settings(core="none")
+    env = training_envs(given)
+    with pytest.raises(SettingsError, match=rf"^core\.name none: {name} must start at 0 for an agent without memory"):
+        make_model(given, env)
+    assert isinstance(make_model(settings(), env), MemoryPPO), "the agent with a memory takes them"
