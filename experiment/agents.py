@@ -70,8 +70,9 @@ def make_model(settings: Settings, env: VecEnv) -> PPO:
     }
     if ppo.use_sde and not isinstance(env.action_space, spaces.Box):
         raise SettingsError(f"ppo.use_sde must be false for actions that are not in a Box, got {env.action_space}")
+    if core.name == "none" or settings.run.control:  # refused now and not after the training
+        _check_from_zero("core.name: none" if core.name == "none" else "run.control: true", env)
     if core.name == "none":
-        _check_from_zero(env)
         return _made(PPO, policy, env, policy_kwargs=policy_kwargs, **kwargs)
     policy_kwargs.setdefault("net_arch", [])
     sizes = dataclasses.asdict(core)
@@ -79,12 +80,12 @@ def make_model(settings: Settings, env: VecEnv) -> PPO:
     return _made(MemoryPPO, policy, env, seq_len=ppo.seq_len, passes=ppo.passes, policy_kwargs=policy_kwargs, **kwargs)
 
 
-def _check_from_zero(env: VecEnv) -> None:
-    """Raises SettingsError where a space starts elsewhere than at 0, which Stable-Baselines3's own PPO passes over."""
+def _check_from_zero(setting: str, env: VecEnv) -> None:
+    """Raises SettingsError where a space does not start at 0, which Stable-Baselines3's own PPO passes over."""
     try:
         check_spaces(env, from_zero=True)
     except ValueError as error:
-        raise SettingsError(f"core.name none: {error}") from error
+        raise SettingsError(f"{setting}: {error}") from error
 
 
 def _made(kind: type[PPO], *args: Any, **kwargs: Any) -> PPO:

@@ -358,8 +358,8 @@ def test_what_does_not_fit_into_memory_is_refused(settings, tmp_path):
 def test_the_agent_without_memory_refuses_spaces_that_do_not_start_at_zero(settings, monkeypatch, name, space):
     """Kind: attributes of a space beyond its size. Stable-Baselines3's own PPO would act outside of the space."""
     monkeypatch.setattr(Counted, name, space)
-    given = settings(core="none")
-    env = training_envs(given)
-    with pytest.raises(SettingsError, match=rf"^core\.name none: {name} must start at 0 for an agent without memory"):
-        make_model(given, env)
+    env = training_envs(settings())
+    for given, setting in ((settings(core="none"), "core.name: none"), (settings(control=True), "run.control: true")):
+        with pytest.raises(SettingsError, match=f"^{setting}: {name} must start at 0 for an agent without memory"):
+            make_model(given, env)
     assert isinstance(make_model(settings(), env), MemoryPPO), "the agent with a memory takes them"
