@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import get_type_hints
 
 import torch
+from stable_baselines3.common.utils import get_device
 
 from experiment.settings import GROUPS, Settings, SettingsError
 from experiment.typed import convert, shown
-from fbrl.cores.forms import cannot_compile
+from fbrl.cores.forms import Form, cannot_compile, cannot_run_triton
 from fbrl.cores.names import CORES, core_kwargs
 
 RULES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
@@ -94,10 +95,7 @@ def check(settings: Settings) -> None:
         raise SettingsError(f"env.wrappers must be [] where env.engine is envpool, got {env.wrappers}")
     if any(width < 1 for width in ppo.net_arch):
         raise SettingsError(f"ppo.net_arch must hold widths of at least 1, got {ppo.net_arch}")
-    if core.form == "compiled" and (lacks := cannot_compile()):
-        raise SettingsError(f"core.form must be auto, fast or plain without {lacks}, got compiled")
-    if core.form == "compiled" and run.device != "cpu" and (run.device != "auto" or torch.cuda.is_available()):
-        raise SettingsError(f"core.form must be auto, fast or plain where run.device is {run.device}, got compiled")
+    check_form(core.form, run.device)
     if ppo.sde_sample_freq < 1 and ppo.sde_sample_freq != -1:
         raise SettingsError(f"ppo.sde_sample_freq must be at least 1, or -1, got {ppo.sde_sample_freq}")
     if abs(ppo.log_std_init) > 20:
@@ -137,6 +135,17 @@ def _check_name(name: str | None) -> None:
         raise SettingsError(f"run.name must be a folder inside run.folder, got {name or 'nothing'}")
     if WINDOWS and FORBIDDEN.search(name):
         raise SettingsError(f"run.name must be without characters that Windows forbids in a name, got {name}")
+
+
+def check_form(form: Form, device: str) -> None:
+    """Refuses a form of the scan that the device, or this machine, has not."""
+    on_gpu = device != "cpu" and (device != "auto" or torch.cuda.is_available())
+    if form in ("compiled", "triton") and (form == "triton") != on_gpu:
+        raise SettingsError(f"core.form must be auto, fast or plain where run.device is {device}, got {form}")
+    if form == "compiled" and (lacks := cannot_compile()):
+        raise SettingsError(f"core.form must be auto, fast or plain without {lacks}, got compiled")
+    if form == "triton" and (lacks := cannot_run_triton(get_device(device))):
+        raise SettingsError(f"core.form must be auto, fast or plain without {lacks}, got triton")
 
 
 def check_device(name: str, device: str) -> None:

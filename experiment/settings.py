@@ -69,8 +69,9 @@ class CoreSettings:
         window: M, memory slots: how many steps back a layer can look directly. Of those with heads.
         d_feedforward: Width inside a feed-forward block; null means 2 d_model. Of those with heads, and memoryless.
         form: What computes feedback's scan; all forms learn the same. compiled is machine code for a CPU, the fastest
-            there, and needs pip install fbrl[compiled]; fast is PyTorch's, and plain the definition, slower, for
-            comparison. auto takes compiled where it can be had, and fast elsewhere.
+            there, and needs pip install fbrl[compiled]; triton is kernels for an NVIDIA GPU, the fastest there; fast is
+            PyTorch's, and plain the definition, slower, for comparison. auto takes compiled or triton where they can be
+            had, and fast elsewhere.
     """
 
     name: CoreName = "feedback"
@@ -151,7 +152,8 @@ class RunSettings:
         seed: Seed of weights, environments and sampling.
         device: auto, cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.
         threads: CPU threads that PyTorch uses; null leaves PyTorch's default.
-        cuda_graphs: On a GPU, replay the scan's kernels as CUDA graphs, captured once for each shape of a minibatch.
+        cuda_graphs: On a GPU, where the fast form computes the scan, replay its kernels as CUDA graphs, captured once
+            for each shape of a minibatch.
         eval_every: Environment steps between evaluations.
         eval_episodes: Episodes of an evaluation.
         eval_envs: Environments that evaluations play in together, at most.

@@ -610,6 +610,8 @@ def test_a_loss_that_is_not_finite_ends_the_training(train, monkeypatch, tmp_pat
 def test_the_form_reaches_the_core(train, monkeypatch, form):
     if form == "compiled":
         pytest.importorskip("numba")
+    if form == "triton":
+        pytest.skip("not on a CPU")
     seen = []
     monkeypatch.setattr(MemoryFigures, "_on_rollout_end", lambda self: seen.append(self.model.policy.core.form))
     code, _, err = train(f"--core.form={form}", "--run.device=cpu")
@@ -622,6 +624,8 @@ def test_a_form_that_cannot_be_had(train, monkeypatch):
     monkeypatch.setattr(rules_module, "cannot_compile", lambda: "numba (none)")
     code, _, err = train("--core.form=compiled", "--run.device=cpu")
     assert (code, err) == (2, "error: core.form must be auto, fast or plain without numba (none), got compiled\n")
+    code, _, err = train("--core.form=triton", "--run.device=cpu")
+    assert (code, err) == (2, "error: core.form must be auto, fast or plain where run.device is cpu, got triton\n")
     code, _, err = train("--core.form=quick")
     assert code == 2
     assert "core.form" in err

@@ -84,7 +84,7 @@ def make_agent(name: str, settings: Settings) -> OnPolicyAlgorithm:
     if name == EAGER:
         core = ours.policy.core
         assert isinstance(core, FastFeedbackTransformer)
-        core.cuda_graphs = False
+        core.form, core.cuda_graphs = "fast", False
     return ours if name in (OURS, PASSES, EAGER) else make_rival(name == SHARED, settings, env, parameters(ours.policy))
 
 

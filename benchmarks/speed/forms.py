@@ -2,8 +2,8 @@
 
 - ``plain``, ``fast`` and, on a CPU with numba, ``compiled``: this repository's forms of one function, with the same
   parameters.
-- ``graphs``: on a GPU, the fast form as CUDA graphs; ``fast`` is without there, and ``triton`` the form as Triton
-  kernels, where Triton is installed.
+- ``graphs``: on a GPU, the fast form as CUDA graphs; ``fast`` is without there, and ``triton`` the form of Triton
+  kernels, where Triton runs.
 - ``passes_p``: p parallel passes over the same parameters, from given memory vectors. The same function only where
   these are the scan's own, and the scan's gradients only for p = T; what it costs does not depend on them.
 - ``lucidrains``: the layers of the package feedback-transformer-pytorch, one token a step (``seq_len=1``) as the
@@ -26,7 +26,8 @@ from benchmarks.report import SEED
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.cores.feedback_passes import parallel_passes
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
-from fbrl.cores.forms import cannot_compile
+from fbrl.cores.forms import Form as FormName
+from fbrl.cores.forms import cannot_compile, cannot_run_triton
 from fbrl.memory import Memory
 
 PASSES = (1, 2, 3)
@@ -84,19 +85,18 @@ def make_cores(size: Size, dtype: torch.dtype, device: str = "cpu") -> dict[str,
         compiled.form = "compiled"
     if torch.device(device).type == "cuda":
         fast.cuda_graphs = False
-        cores |= {name: kind(*size[:4]) for name, kind in gpu_forms().items()}
+        for name, form in gpu_forms(device).items():
+            of_gpu = FastFeedbackTransformer(*size[:4])
+            of_gpu.form, cores[name] = form, of_gpu
     for core in cores.values():
         core.load_state_dict(cores["plain"].state_dict())
     return {name: core.to(device, dtype) for name, core in cores.items()}
 
 
-def gpu_forms() -> dict[str, type[FeedbackTransformer]]:
+def gpu_forms(device: str) -> dict[str, FormName]:
     """What only a GPU has."""
-    try:
-        from fbrl.cores.feedback_triton import TritonFeedbackTransformer
-    except ImportError:
-        return {"graphs": FastFeedbackTransformer}
-    return {"graphs": FastFeedbackTransformer, "triton": TritonFeedbackTransformer}
+    graphs: dict[str, FormName] = {"graphs": "fast"}
+    return graphs if cannot_run_triton(torch.device(device)) else graphs | {"triton": "triton"}
 
 
 def make_forms(size: Size, device: str = "cpu") -> dict[str, Form]:

@@ -27,7 +27,7 @@ from fbrl.cores.core import Actor, State
 from fbrl.cores.feedback import FeedbackLayer, FeedbackTransformer
 from fbrl.cores.feedback_backward import scan_gradients
 from fbrl.cores.feedback_forward import Forward, Tape, group, new_tape, norm, scan
-from fbrl.cores.forms import Form, is_compiled
+from fbrl.cores.forms import Form, form_of
 from fbrl.cores.graphs import ScanGraphs
 from fbrl.cores.watch import Watch
 from fbrl.memory import Memory, blank_unreadable
@@ -40,11 +40,13 @@ class FastFeedbackTransformer(FeedbackTransformer):
     implemented: asking for them raises ``RuntimeError``. Under the transforms of ``torch.func`` it is the plain form.
 
     Attributes:
-        form: what computes the scan. ``auto`` is the compiled form (``fbrl.cores.compiled_scan``) on a CPU, in single
-            or double precision, where numba is installed and nothing traces; the fast form of this file elsewhere.
-            ``compiled``, ``fast`` and ``plain`` are one of them everywhere. Not saved with the weights.
-        cuda_graphs: whether scans with gradients on a GPU become CUDA graphs, one for each shape that comes again (see
-            ``fbrl.cores.graphs``). Not saved with the weights.
+        form: what computes the scan. ``auto`` is, in single or double precision and where nothing traces, the compiled
+            form (``fbrl.cores.compiled_scan``) on a CPU with numba, and that of Triton kernels
+            (``fbrl.cores.feedback_triton``) on a GPU that has them and for sizes that fit; the fast form of this file
+            elsewhere. ``compiled``, ``triton``, ``fast`` and ``plain`` are one of them everywhere. Not saved with the
+            weights.
+        cuda_graphs: whether the fast form's scans with gradients on a GPU become CUDA graphs, one for each shape that
+            comes again (see ``fbrl.cores.graphs``). Not saved with the weights.
     """
 
     form: Form = "auto"
@@ -63,13 +65,15 @@ class FastFeedbackTransformer(FeedbackTransformer):
         with _autocast_off(x.device.type) as was_on:
             if was_on:
                 x, slots = x.to(self.distance.dtype), slots.to(self.distance.dtype)
-            if is_compiled(self.form, x, slots, self.distance):
+            form = form_of(self.form, x, slots, self.distance)
+            if form == "compiled":
                 outputs, written, length = self._compiled_scan(x, slots, length, episode_start)
                 features, recent = self.ln_out(outputs), written[:, -self.window :]
             else:
                 readable = blank_unreadable(slots, length.masked_fill(episode_start[:, 0], 0))
                 mask, length = readable_mask(length, episode_start, self.window, x.dtype)
-                outputs, written = self._scan(x.transpose(0, 1).contiguous(), readable, mask)
+                scan = self._triton_scan if form == "triton" else self._scan
+                outputs, written = scan(x.transpose(0, 1).contiguous(), readable, mask)
                 features = self.ln_out(outputs).transpose(0, 1).contiguous()
                 recent = written[-self.window :].transpose(0, 1)
             slots = torch.cat([slots[:, x.shape[1] :], recent], dim=1)
@@ -82,6 +86,12 @@ class FastFeedbackTransformer(FeedbackTransformer):
         from fbrl.cores.compiled_scan import compiled_scan  # numba is an extra
 
         return compiled_scan(self.n_heads, x, slots, length, episode_start, self._weights())
+
+    def _triton_scan(self, x: Tensor, slots: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``_scan``."""
+        from fbrl.cores.feedback_triton import triton_scan  # Triton is an extra
+
+        return triton_scan(self.n_heads, x, *self._project(slots), mask, self._weights())
 
     def _scan(self, x: Tensor, slots: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """x^0 (T, B, D), initial slots (B, M, D), mask (T, B, M + 1) -> x^L and the memory vectors, (T, B, D) each."""
@@ -116,7 +126,7 @@ class FastFeedbackTransformer(FeedbackTransformer):
         # a subclass is to act as it learns
         if self.form == "plain" or type(self).forward is not FastFeedbackTransformer.forward:
             return super().actor(state)
-        if is_compiled(self.form, state[0], state[0], self.distance):
+        if self.form != "triton" and form_of(self.form, state[0], state[0], self.distance) == "compiled":
             from fbrl.cores.compiled_actor import CompiledActor  # numba is an extra
 
             return CompiledActor(self, state, self._weights)

@@ -1,32 +1,28 @@
-"""The Feedback Transformer as Triton kernels, for a GPU: the function of ``fbrl.cores.feedback``, same parameters.
+"""The scan of the Feedback Transformer as Triton kernels, for a GPU: the function of ``fbrl.cores.feedback``.
 
 ``fbrl.cores.triton_kernels`` holds the recurrence. Here the weights are made ready for it, with the gains and biases of
 the norms in the weights that follow them, and the gradients of the weights are made of what it leaves behind.
-
-It was compared with the plain form in Triton's interpreter and compiled for GPUs of compute capability 8.0 and 9.0, and
-never run on one nor timed: whether it is faster than the fast form there nobody knows yet.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fbrl.cores import triton_kernels as kernels
-from fbrl.cores.feedback import FeedbackLayer
-from fbrl.cores.feedback_scan import FastFeedbackTransformer
-from fbrl.cores.forms import Form
+from fbrl.cores.feedback_forward import Layer, Shared, group
 from fbrl.cores.triton_kernels import Slope, Tape, Weights
 
 HELD = 8192  # numbers of one head's keys that a program holds at once: what a multiprocessor's registers have room for
-WARPS = 8  # of one program
+PROGRAMS = 2  # of a multiprocessor, before one takes more than one sequence: so it was fastest on an H100
+MOST = 16  # sequences of a program
 INTERPRETED = not isinstance(kernels.forward, triton.JITFunction)  # TRITON_INTERPRET=1 when triton was imported
 
 
@@ -43,11 +39,24 @@ class Sizes(NamedTuple):
     BLOCK: int  # sequences of one program
 
     @classmethod
-    def of(cls, d_model: int, n_heads: int, window: int, d_feedforward: int) -> Sizes:
-        """Those of a core."""
+    def of(cls, d_model: int, n_heads: int, window: int, d_feedforward: int, block: int = MOST) -> Sizes:
+        """Those of a core; ``block`` sequences a program if there is room."""
         d, e, f = (_power_of_two(size, 16) for size in (d_model, d_model // n_heads, d_feedforward))
         slots = _power_of_two(window)
-        return cls(window, n_heads, d, e, f, d_model, slots, min(16, max(1, HELD // (slots * e))))
+        return cls(window, n_heads, d, e, f, d_model, slots, min(block, max(1, HELD // (slots * e))))
+
+    @property
+    def warps(self) -> int:
+        """Of one program: so that a thread has some tens of numbers to hold."""
+        return min(8, max(2, self.BLOCK * max(self.SLOTS * self.E, 2 * self.F) // 1024))
+
+
+def _block(x: Tensor) -> int:
+    """Sequences a program, of a batch x (T, B, D): one, until the device's multiprocessors have enough to do."""
+    if not x.is_cuda:
+        return MOST
+    processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+    return min(MOST, _power_of_two(math.ceil(x.shape[1] / (PROGRAMS * processors))))
 
 
 def _power_of_two(size: int, least: int = 1) -> int:
@@ -55,61 +64,71 @@ def _power_of_two(size: int, least: int = 1) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
-class TritonFeedbackTransformer(FastFeedbackTransformer):
-    """``FeedbackTransformer`` whose scan is two Triton kernels on a GPU, and the fast form's elsewhere.
+def triton_scan(
+    heads: int, x: Tensor, k: Tensor, v: Tensor, mask: Tensor, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """x^L and the memory vectors, (T, B, D) each.
 
-    Everything else, saved weights and acting included, is the fast form's. Needs ``pip install fbrl[triton]``.
+    Args:
+        heads: H.
+        x: x^0, (T, B, D).
+        k, v: keys and values of the initial slots, (B, M, D) each.
+        mask: as ``readable_mask`` gives it.
+        weights: as ``feedback_forward.group`` takes them.
     """
-
-    form: Form = "fast"  # and not the compiled form's
-
-    def _scan(self, x: Tensor, slots: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        if not (x.is_cuda or (INTERPRETED and x.device.type == "cpu")):
-            return super()._scan(x, slots, mask)
-        layer = self.layers[0]
-        assert isinstance(layer, FeedbackLayer)
-        sizes = Sizes.of(self.d_model, self.n_heads, self.window, layer.w_1.out_features)
-        weights = self._folded(sizes)
-        saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
-        by_head = [half.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for half in self._project(slots)]
-        k, v = (F.pad(half, (0, sizes.E - half.shape[-1])) for half in by_head)  # (B, H, M, E)
-        x = F.pad(x, (0, sizes.D - self.d_model))
-        outputs, written = _recurrence(saves, sizes, x, k, v, mask, *weights)
-        return outputs[..., : self.d_model], written[..., : self.d_model]
-
-    def _folded(self, sizes: Sizes) -> Weights:
-        """The weights as the kernels take them."""
-        d, e = sizes.D - self.d_model, sizes.E - self.d_model // self.n_heads
-        k, v = (_rows_by_head(*_after(self.ln_m, half.weight), self.n_heads, d, e) for half in (self.w_k, self.w_v))
-        layers = []
-        for layer in self.layers:
-            assert isinstance(layer, FeedbackLayer)
-            w_q, w_o, w_2 = layer.w_q.weight / math.sqrt(layer.w_q.out_features // self.n_heads), layer.w_o, layer.w_2
-            w_1, b_1 = _after(layer.ln_2, layer.w_1.weight)
-            f = sizes.F - len(w_1)
-            layers.append(
-                [
-                    *_rows_by_head(*_after(layer.ln_1, w_q), self.n_heads, d, e),
-                    F.pad(w_o.weight.unflatten(1, (self.n_heads, -1)), (0, e, 0, 0, 0, d)).flatten(1),
-                    F.pad(w_1, (0, d, 0, f)),
-                    F.pad(b_1 + layer.w_1.bias, (0, f)),
-                    F.pad(w_2.weight, (0, f, 0, d)),
-                    F.pad(w_2.bias, (0, d)),
-                ]
-            )
-        stacked = [torch.stack(parts) for parts in zip(*layers, strict=True)]
-        return Weights._make([self.mix.softmax(dim=0), F.pad(self.distance.flip(0), (0, e)), *stacked, *k, *v])
+    d, window, (shared, layers) = x.shape[-1], k.shape[1], group(weights)
+    sizes = Sizes.of(d, heads, window, len(layers[0].w_1), _block(x))
+    saves = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
+    by_head = (_pad(half.unflatten(-1, (heads, -1)).transpose(1, 2), sizes.E) for half in (k, v))  # (B, H, M, E)
+    folded = fold(shared, layers, sizes)
+    outputs, written = _recurrence(saves, sizes, _pad(x, sizes.D), *by_head, mask, *folded)
+    return outputs[..., :d], written[..., :d]
 
 
-def _after(ln: nn.LayerNorm, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a product that follows the norm without its gain and its bias."""
-    return weight * ln.weight, weight @ ln.bias
+def fold(shared: Shared, layers: Sequence[Layer], sizes: Sizes) -> Weights:
+    """The weights as the kernels take them: norms in the weights that follow, sizes rounded up."""
+    d, e, f = sizes.D, sizes.E, sizes.F
+    of = Layer(*(torch.stack(parts) for parts in zip(*layers, strict=True)))
+
+    def after(gain: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight (.., out, in) and bias (.., out) of a product that follows the norm without its gain and bias."""
+        return weight * gain.unsqueeze(-2), (weight @ bias.unsqueeze(-1)).squeeze(-1)
+
+    def rows_by_head(w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """(.., D, D) and (.., D) with zeros after each head's rows, and after the columns."""
+        by_head = w.unflatten(-2, (sizes.H, -1)), b.unflatten(-1, (sizes.H, -1))
+        return _pad(by_head[0], e, d).flatten(-3, -2), _pad(by_head[1], e).flatten(-2)
+
+    w_1, b_1 = after(of.gain_2, of.bias_2, of.w_1)
+    w_o = _pad(of.w_o.unflatten(-1, (sizes.H, -1)), d, sizes.H, e).flatten(-2)
+    root = math.sqrt(sizes.WIDTH // sizes.H)
+    return Weights(
+        shared.mix,
+        _pad(shared.distance.flip(0), e),
+        *rows_by_head(*after(of.gain_1, of.bias_1, of.w_q / root)),
+        w_o,
+        _pad(w_1, f, d),
+        _pad(b_1 + of.b_1, f),
+        _pad(of.w_2, d, f),
+        _pad(of.b_2, d),
+        *rows_by_head(*after(shared.gain_m, shared.bias_m, shared.w_k)),
+        *rows_by_head(*after(shared.gain_m, shared.bias_m, shared.w_v)),
+    )
 
 
-def _rows_by_head(w: Tensor, b: Tensor, heads: int, d: int, e: int) -> tuple[Tensor, Tensor]:
-    """Weight (D, D) and bias (D,) with ``e`` zeros after each head's rows and ``d`` after the columns."""
-    by_head = w.unflatten(0, (heads, -1)), b.unflatten(0, (heads, -1))
-    return F.pad(by_head[0], (0, d, 0, e)).flatten(0, 1), F.pad(by_head[1], (0, e)).flatten()
+def _pad(tensor: Tensor, *sizes: int) -> Tensor:
+    """With zeros after the last dimensions up to ``sizes``; the tensor itself where there are none to add."""
+    more = [size - has for size, has in zip(sizes, tensor.shape[-len(sizes) :], strict=True)]
+    return F.pad(tensor, [zeros for end in reversed(more) for zeros in (0, end)]) if any(more) else tensor
+
+
+def try_out(device: torch.device) -> None:
+    """Compiles and runs the least of kernels; whatever Triton lacks it says by an exception."""
+    x = torch.zeros(1, device=device)
+    with torch.cuda.device_of(x):
+        kernels.add_one[(1,)](x)
+    if x.item() != 1:
+        raise RuntimeError(f"0 + 1 is {x.item()}")
 
 
 def new_tape(saves: bool, x: Tensor, k: Tensor, v: Tensor, layers: int, sizes: Sizes) -> Tape:
@@ -236,7 +255,7 @@ def _launch(kernel: Any, sizes: Sizes, x: Tensor, *arguments: Any, **constants: 
     layers = len(arguments[-1].w_q)
     with torch.cuda.device_of(x):  # Triton launches on the current one
         kernel[(triton.cdiv(batch, sizes.BLOCK),)](
-            *arguments, batch, steps, layers, **sizes._asdict(), **constants, num_warps=WARPS
+            *arguments, batch, steps, layers, **sizes._asdict(), **constants, num_warps=sizes.warps
         )
 
 

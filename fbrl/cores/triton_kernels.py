@@ -68,6 +68,12 @@ class Slope(NamedTuple):
 
 
 @triton.jit
+def add_one(x):
+    """To try Triton with."""
+    tl.store(x, tl.load(x) + 1)
+
+
+@triton.jit
 def product(x, alive, w, by_k, by_n, K: tl.constexpr, N: tl.constexpr):
     """What lies at the pointers ``x`` (block, 1) and after them, (block, K), times w (K, N) of those strides."""
     PART: tl.constexpr = min(K & -K, 8192 // N)  # what is multiplied at once: a divisor of K, of room in the registers
@@ -112,7 +118,7 @@ def attend(q, hidden, k, v, r, a, window, SAVES: tl.constexpr):
     return tl.sum(weight[:, :, None] * tl.load(v, mask=window, other=0.0), 1)  # its value is 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "T", "L"])  # one compilation for all of them
 def forward(
     x,  # (T, B, D): x^0
     mask,  # (T, B, M + 1): 0 where a slot is readable, -inf elsewhere
@@ -196,7 +202,7 @@ def forward(
         tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "T", "L"])  # one compilation for all of them
 def backward(
     given,  # (T, B, D): the gradient at x^L
     written,  # (T, B, D): the gradient at the memory vectors from outside the scan

@@ -172,9 +172,15 @@ def test_everything_of_a_scan_is_on_its_device():
 def test_forms_of_a_gpu(monkeypatch):
     """With the meta device in the place of one."""
     monkeypatch.setattr(forms.torch, "device", lambda device: SimpleNamespace(type="cuda"))
-    cores = forms.make_cores(SCAN_SIZE, torch.float32, "meta")
-    assert {"plain", "fast", "graphs"} <= cores.keys() <= {"plain", "fast", "graphs", "triton"}
-    assert (cores["fast"].cuda_graphs, cores["graphs"].cuda_graphs) == (False, True)
+    for lacks, names in ((None, {"graphs", "triton"}), ("a C compiler", {"graphs"})):
+        monkeypatch.setattr(forms, "cannot_run_triton", lambda device, lacks=lacks: lacks)
+        cores = forms.make_cores(SCAN_SIZE, torch.float32, "meta")
+        assert cores.keys() == {"plain", "fast"} | names
+        assert (cores["fast"].cuda_graphs, cores["graphs"].cuda_graphs) == (False, True)
+        assert {name: core.form for name, core in cores.items() if name != "plain"} == {
+            **dict.fromkeys(("fast", "graphs"), "fast"),
+            **({"triton": "triton"} if "triton" in names else {}),
+        }
 
 
 def test_agents_of_short_episodes():

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from tests.cores.cases import (
     MEMORIES,
     SIZES,
     STARTS,
-    B,
     D,
     F,
     H,
@@ -30,7 +30,8 @@ from tests.cores.cases import (
 pytest.importorskip("triton", reason="needs pip install fbrl[triton]")
 
 from fbrl.cores import feedback_triton
-from fbrl.cores.feedback_triton import Sizes, TritonFeedbackTransformer
+from fbrl.cores.feedback_scan import FastFeedbackTransformer
+from fbrl.cores.feedback_triton import Sizes
 
 ROOT = Path(__file__).parents[2]
 DEVICE = "cpu" if feedback_triton.INTERPRETED else "cuda"
@@ -45,7 +46,8 @@ def make_cores(window, dtype=torch.float64, seed=0, **kwargs):
     """The plain form on the CPU, and the kernels' with the same parameters."""
     plain, _ = cases.make_cores(window, dtype, seed, **kwargs)
     sizes = {"d_model": D, "n_layers": L, "n_heads": H, "window": window, "d_feedforward": F} | kwargs
-    ours = TritonFeedbackTransformer(**sizes).to(dtype)
+    ours = FastFeedbackTransformer(**sizes).to(dtype)
+    ours.form = "triton"
     ours.load_state_dict(plain.state_dict())
     return plain, ours.to(DEVICE)
 
@@ -66,12 +68,13 @@ def on_device(x, memory, episode_start):
 @pytest.mark.parametrize(
     "size", [pytest.param(size, marks=[pytest.mark.slow] if size == "T > M" else []) for size in SIZES]
 )
-def test_law_in_double_precision(size):
+def test_law_in_double_precision(monkeypatch, size):
     """In blocks of sequences of which the last is not full."""
+    monkeypatch.setattr(feedback_triton, "_block", lambda x: 8)
     steps, window = SIZES[size]
     plain, ours = make_cores(window)
     case = all_cases(steps, window)
-    assert len(case[0]) % Sizes.of(D, H, window, F).BLOCK
+    assert len(case[0]) % Sizes.of(D, H, window, F, 8).BLOCK
     assert_law(results(ours, *case), results(plain, *case))
 
 
@@ -153,18 +156,26 @@ def test_backward_twice_and_of_one_result():
     torch.testing.assert_close(apart[0] + apart[1], together, rtol=0, atol=1e-12)
 
 
-def test_elsewhere_it_is_the_fast_form():
-    ours = make_cores(5)[1].to("meta")
-    x = torch.empty(B, 7, D, dtype=torch.float64, device="meta", requires_grad=True)
-    features, memory = ours(x, ours.initial_state(B), torch.empty(B, 7, dtype=torch.bool, device="meta"))
-    features.sum().backward()
-    assert (features.device.type, x.grad.device.type, memory.slots.device.type) == ("meta",) * 3
-
-
 def test_sizes():
     assert Sizes.of(64, 4, 32, 128) == Sizes(M=32, H=4, D=64, E=16, F=128, WIDTH=64, SLOTS=32, BLOCK=16)
     assert Sizes.of(33, 3, 5, 13) == Sizes(M=5, H=3, D=64, E=16, F=16, WIDTH=33, SLOTS=8, BLOCK=16)
     assert Sizes.of(256, 4, 128, 512).BLOCK == 1
+    assert Sizes.of(64, 4, 32, 128, 1).warps == 2
+    assert Sizes.of(256, 4, 128, 512).warps == 8
+
+
+def test_a_program_takes_more_sequences_once_all_processors_have_some(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=10))
+    found = [
+        feedback_triton._block(SimpleNamespace(is_cuda=True, device=None, shape=(5, B, 7)))
+        for B in (1, 20, 21, 90, 5000)
+    ]
+    assert found == [1, 1, 2, 8]
+
+
+def test_triton_is_tried_out():
+    x = torch.zeros(1, device=DEVICE)
+    feedback_triton.try_out(x.device)
 
 
 COMPILE = """
@@ -183,7 +194,7 @@ for kernel, constants in ((kernels.forward, {"SAVES": True}), (kernels.backward,
         group, one = groups.get(name), "i32" if name in ("B", "T", "L") else "*fp32"
         signature[name] = group(*[one] * len(group._fields)) if group else "constexpr" if name in constants else one
     for arch in (80, 90):
-        options = {"num_warps": feedback_triton.WARPS}
+        options = {"num_warps": sizes.warps}
         made = triton.compile(ASTSource(kernel, signature, constants), GPUTarget("cuda", arch, 32), options)
         print(arch, f".target sm_{arch}" in made.asm["ptx"], made.metadata.shared, len(made.asm["cubin"]))
 """
@@ -198,7 +209,10 @@ for kernel, constants in ((kernels.forward, {"SAVES": True}), (kernels.backward,
 )
 def test_compiles_without_a_gpu(size, tmp_path):
     """To machine code, in no more shared memory than such a GPU gives a block; it takes seconds."""
-    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+    }
     environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, "-c", COMPILE, *map(str, size)]
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
