@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / ".gpu/site"
-NEEDED = ("gymnasium", "minigrid", "numpy", "pytest", "sb3_contrib", "scipy", "stable_baselines3", "torch")
+NEEDED = ("gymnasium", "minigrid", "numpy", "pytest", "sb3_contrib", "scipy", "stable_baselines3", "torch", "xdist")
 GRACE = 8.0  # seconds, at most, of a part's time between asking it to end and ending it
 LAST_LINES = 15  # of what a part prints, kept where it is not ok
 
@@ -159,7 +159,8 @@ def tests_command(device: str, folder: Path) -> list[str]:
     files = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
     # of other versions' warnings the tests make no errors here, and the pages' code is not among them
     few = ["-m", "gpu and not slow", "-W", "default", "-p", "no:cacheprovider", "--confcutdir", str(ROOT / "tests")]
-    return ["-m", "pytest", "-q", *few, *files]
+    processes = str(min(6, os.cpu_count() or 1))  # compiling takes most of the time
+    return ["-m", "pytest", "-q", "--numprocesses", processes, *few, *files]
 
 
 def tests_figures(folder: Path, printed: str) -> Report:

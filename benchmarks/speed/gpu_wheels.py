@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 
 from benchmarks.report import ROOT
 
-ROOTS = ("fbrl[train]", "sb3-contrib", "pytest")
+ROOTS = ("fbrl[train]", "sb3-contrib", "pytest", "pytest-xdist")
 BESIDE = ("einops", "feedback-transformer-pytorch")  # what the scan is compared with; needs no more than torch
 FOR_CPUS = ("numba",)  # what compiles the scan for one
 # of tensorboard's needs those of its server, which shows what a run has logged

@@ -140,8 +140,9 @@ def test_without_a_backward():
     with_grad, with_memory = ours(*case)
     with torch.no_grad():
         without, memory = ours(*case)
-    assert torch.equal(with_grad, without)
-    assert torch.equal(with_memory.slots, memory.slots)
+    # another compilation: it may round otherwise
+    torch.testing.assert_close(with_grad, without, rtol=0, atol=1e-12)
+    torch.testing.assert_close(with_memory.slots, memory.slots, rtol=0, atol=1e-12)
     assert with_grad.requires_grad
     assert not without.requires_grad
 
@@ -166,11 +167,8 @@ def test_sizes():
 
 def test_a_program_takes_more_sequences_once_all_processors_have_some(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=10))
-    found = [
-        feedback_triton._block(SimpleNamespace(is_cuda=True, device=None, shape=(5, B, 7)))
-        for B in (1, 20, 21, 90, 5000)
-    ]
-    assert found == [1, 1, 2, 8]
+    batches = [SimpleNamespace(is_cuda=True, device=None, shape=(5, n, 7)) for n in (1, 20, 21, 90, 5000)]
+    assert [feedback_triton._block(x) for x in batches] == [1, 1, 2, 8, 16]
 
 
 def test_triton_is_tried_out():
