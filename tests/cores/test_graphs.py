@@ -241,7 +241,7 @@ gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason
 def test_law_of_graphs_on_a_gpu(size):
     steps, window = SIZES[size]
     plain, fast = make_cores(window)
-    fast = fast.cuda()
+    fast.form, fast = "fast", fast.cuda()  # auto takes the Triton kernels
     for seed in range(5):
         given = case(steps, window, seed)
         assert_law(results(fast, *given), results(plain, *given))
@@ -256,7 +256,7 @@ def test_an_optimiser_between_replays_on_a_gpu():
     found = []
     for with_graphs in (True, False):
         fast = make_cores(5, torch.float32)[1].cuda()
-        fast.cuda_graphs = with_graphs
+        fast.form, fast.cuda_graphs = "fast", with_graphs
         optimiser = torch.optim.Adam(fast.parameters(), lr=1e-3)
         x, (slots, length), starts = case()
         x, memory, starts = x.float().cuda(), Memory(slots.float().cuda(), length.cuda()), starts.cuda()
