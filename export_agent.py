@@ -9,7 +9,7 @@ from experiment.output import reporting
 from experiment.parsing import Arguments, OneLineParser
 from experiment.saved import load
 from experiment.settings import SettingsError
-from fbrl.export import save_onnx, save_program
+from fbrl.export import OneStep, save_onnx, save_program
 from fbrl.policy import MemoryPolicy
 
 KINDS = {".onnx": save_onnx, ".pt2": save_program}
@@ -59,6 +59,10 @@ def export(args: Arguments) -> None:
         raise SettingsError(
             f"{checkpoint}: env.normalize_observations is true, and an exported step holds no statistics"
         )
+    try:
+        OneStep(agent.policy, args.keys_values)
+    except ValueError as error:
+        raise SettingsError(f"{checkpoint}: {error}") from error
     try:
         KINDS[file.suffix](agent.policy, file, args.keys_values)
     except ModuleNotFoundError as error:

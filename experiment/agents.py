@@ -15,10 +15,11 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from experiment.distributed import size
 from experiment.environments import closed_after, evaluation_envs
+from experiment.masking import algorithm, check_masking, takes_masks
 from experiment.parsing import load_settings
 from experiment.settings import PPOSettings, Settings, SettingsError
-from fbrl import MemoryPPO
 from fbrl.cores.core import Core
 from fbrl.cores.names import CORES, core_kwargs
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
@@ -70,6 +71,7 @@ def make_model(settings: Settings, env: VecEnv) -> PPO:
     }
     if ppo.use_sde and not isinstance(env.action_space, spaces.Box):
         raise SettingsError(f"ppo.use_sde must be false for actions that are not in a Box, got {env.action_space}")
+    check_masking(settings, env, size())
     if core.name == "none" or settings.run.control:  # refused now and not after the training
         _check_from_zero("core.name: none" if core.name == "none" else "run.control: true", env)
     if core.name == "none":
@@ -77,7 +79,8 @@ def make_model(settings: Settings, env: VecEnv) -> PPO:
     policy_kwargs.setdefault("net_arch", [])
     sizes = dataclasses.asdict(core)
     policy_kwargs |= {"core_class": CORES[core.name][0], "core_kwargs": core_kwargs(core.name, sizes)}
-    return _made(MemoryPPO, policy, env, seq_len=ppo.seq_len, passes=ppo.passes, policy_kwargs=policy_kwargs, **kwargs)
+    kwargs |= {"seq_len": ppo.seq_len, "passes": ppo.passes}
+    return _made(algorithm(settings), policy, env, policy_kwargs=policy_kwargs, **kwargs)
 
 
 def _check_from_zero(setting: str, env: VecEnv) -> None:
@@ -121,6 +124,7 @@ def check_agent(path: Path, agent: PPO, settings: Settings, env: VecEnv | None =
         check_core(path, agent.policy.core_class, agent.policy.core_kwargs, settings)
     else:
         check_core(path, None, {}, settings)
+    _check_same_masks(path, agent.policy, settings)
     if env is None:
         with closed_after(evaluation_envs(settings.env, 0, 1)) as made:
             _check_spaces(path, agent, settings, made)
@@ -128,7 +132,16 @@ def check_agent(path: Path, agent: PPO, settings: Settings, env: VecEnv | None =
         _check_spaces(path, agent, settings, env)
 
 
+def _check_same_masks(path: Path, policy: Any, settings: Settings) -> None:
+    """Raises SettingsError where a policy takes action masks and config.yaml has none, or the other way round."""
+    if takes_masks(policy) != settings.env.action_masks:
+        found = "was trained with" if takes_masks(policy) else "does not take"
+        said = str(settings.env.action_masks).lower()
+        raise SettingsError(f"{path}: the agent {found} action masks, but env.action_masks is {said}")
+
+
 def _check_spaces(path: Path, agent: PPO, settings: Settings, env: VecEnv) -> None:
+    check_masking(settings, env, size())
     wrapped = agent._wrap_env(env)  # turns pictures as Stable-Baselines3 does before training
     for name, saved, given in (
         ("observations", agent.observation_space, wrapped.observation_space),
@@ -153,9 +166,9 @@ def check_core(path: Path, core_class: type[Core] | None, sizes: Mapping[str, An
         found = f"{core_class.__name__} {made_with or ''}".strip()
         raise SettingsError(f"{path}: the agent's core is {found}, but core.name is {settings.core.name} in {config}")
     asked = dataclasses.asdict(settings.core)
-    for name, size in sizes.items():
-        if name in asked and asked[name] != size:
-            raise SettingsError(f"{path}: core.{name} is {size}, but {asked[name]} in {config}")
+    for name, found_size in sizes.items():
+        if name in asked and asked[name] != found_size:
+            raise SettingsError(f"{path}: core.{name} is {found_size}, but {asked[name]} in {config}")
 
 
 def describe(space: spaces.Space[Any] | None) -> str:

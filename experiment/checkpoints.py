@@ -24,12 +24,12 @@ from experiment import files
 from experiment.distributed import gather, of_first, rank, say, share, size
 from experiment.episodes import Packed, pack, unpack
 from experiment.events import logger_to, pending
+from experiment.masking import algorithm
 from experiment.randomness import random_states, set_random_states
 from experiment.settings import Settings, SettingsError
 from fbrl.finite import NotFiniteError
 from fbrl.normalizing import MEMBER, read_statistics, restore, statistics
 from fbrl.novelty import EpisodicNovelty
-from fbrl.ppo import MemoryPPO
 
 NOT_SAVED = ["_last_obs", "_last_episode_starts", "tensorboard_log"]  # what an agent on disk does without
 CARRIED = ("_last_obs", "_last_episode_starts")  # where the environments stand
@@ -150,10 +150,9 @@ def load_checkpoint(folder: Path, settings: Settings, make: Callable[[], VecEnv]
     as_before, mine = len(states) == size(), share(settings)
     state = states[rank()] if as_before else states[0]
     env, why = _unpack(state) if as_before else (None, None)
-    algorithm = PPO if settings.core.name == "none" else MemoryPPO
     fresh = make() if env is None else None
     with _readable(folder):
-        model = algorithm.load(
+        model = algorithm(settings).load(
             io.BytesIO(agent), env=env or fresh, device=mine.run.device, custom_objects={"seed": mine.run.seed}
         )
     model.batch_size = mine.ppo.batch_size  # the file holds the first process's share, as it does of the seed

@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from experiment import unpickled
 from experiment.agents import check_core, find_agent
 from experiment.environments import evaluation_envs
+from experiment.masking import maskable, takes_masks
 from experiment.settings import Settings, SettingsError
-from fbrl import MemoryPPO
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.evaluation import AgentError, load_agent
 from fbrl.normalizing import read_statistics, restore, take_raw
 from fbrl.policy import MemoryPolicy
+from fbrl.ppo import MemoryPPO
 
 KNOWN = ("fbrl.", "stable_baselines3.common.", "torch.nn.", "torch.optim.")
 TRUST = "with --trust the file's own code is run: look first at where it comes from"
@@ -134,7 +135,8 @@ def _make(saved: Saved, env: VecEnv, device: str) -> PPO:
     """An agent with that policy, for playing: its rollouts are as small as they can be."""
     kwargs: dict[str, Any] = {"policy_kwargs": saved.policy_kwargs, "use_sde": saved.use_sde, "device": device}
     if issubclass(saved.policy, MemoryPolicy):
-        agent: PPO = MemoryPPO(saved.policy, env, n_steps=2, batch_size=2, seq_len=2, **kwargs)
+        algorithm = maskable() if takes_masks(saved.policy) else MemoryPPO
+        agent: PPO = algorithm(saved.policy, env, n_steps=2, batch_size=2, seq_len=2, **kwargs)
     else:
         agent = PPO(saved.policy, env, n_steps=2, batch_size=2, **kwargs)  # type: ignore[arg-type]
     agent.env = None

@@ -36,6 +36,8 @@ class EnvSettings:
         normalize_observations: Show observations in units of their running deviation, around their running mean, by
             Stable-Baselines3's VecNormalize; the statistics are saved with the agent. For real numbers, no symbols.
         normalize_rewards: Train on rewards in units of the running deviation of returns, by VecNormalize.
+        action_masks: Ask the environment's action_masks() at every step, in training and in evaluations, and give no
+            probability to what it does not allow. Needs pip install fbrl[masks].
     """
 
     id: str = "fbrl/TMaze-v0"
@@ -50,6 +52,7 @@ class EnvSettings:
     novelty_steps: int = 2_000_000
     normalize_observations: bool = False
     normalize_rewards: bool = False
+    action_masks: bool = False
 
 
 CoreName = Literal["feedback", "feedback_plain", "gru", "lstm", "transformer_xl", "gtrxl", "memoryless", "none"]

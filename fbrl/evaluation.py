@@ -59,13 +59,22 @@ def load_agent(path: str | Path, device: str = "auto") -> PPO:
     path = agent_file(path)
     try:
         data, _, _ = load_from_zip_file(path, device="cpu")
-        remembers = issubclass((data or {})["policy_class"], MemoryPolicy)
+        policy = (data or {})["policy_class"]
         if "clip_range" not in (data or {}):
             raise TypeError("it is of another algorithm, not PPO")
-        agent = (MemoryPPO if remembers else PPO).load(path, device=device)
+        agent = _algorithm(policy).load(path, device=device)
         return take_raw(agent, read_statistics(path))
     except Exception as error:  # unpickling raises whatever the file makes it raise
         raise AgentError(f"{path}: holds no agent that can be loaded ({type(error).__name__}: {error})") from error
+
+
+def _algorithm(policy: type[Any]) -> type[PPO]:
+    """What learns with such a policy."""
+    if hasattr(policy, "masked"):
+        from fbrl.masks import MaskableMemoryPPO  # of the extra ``masks``
+
+        return MaskableMemoryPPO
+    return MemoryPPO if issubclass(policy, MemoryPolicy) else PPO
 
 
 class ZeroMemory:

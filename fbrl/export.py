@@ -42,7 +42,8 @@ class OneStep(nn.Module):
             Transformer only.
 
     Raises:
-        ValueError: where ``keys_values`` is asked of another core, or a space counts from another number than 0.
+        ValueError: where ``keys_values`` is asked of another core, or a space counts from another number than 0, or
+            a policy with action masks acts in a MultiBinary one. Other masks are the caller's to put on ``logits``.
     """
 
     low: Tensor
@@ -55,6 +56,8 @@ class OneStep(nn.Module):
             if not isinstance(core, FeedbackTransformer):
                 raise ValueError(f"keys_values needs a FeedbackTransformer core, got {type(core).__name__}")
             core = FeedbackKeys(core)
+        if hasattr(policy, "masked") and isinstance(policy.action_space, spaces.MultiBinary):
+            raise ValueError(f"an exported step has no masks for {policy.action_space}")
         for part in (policy.action_space, *_parts(policy.observation_space).values()):
             if np.any(getattr(part, "start", 0)):
                 raise ValueError(f"an exported step counts from 0, got {part}")

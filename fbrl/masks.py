@@ -24,7 +24,7 @@ from torch import Tensor
 from fbrl.buffer import SequenceDictRolloutBuffer, SequenceRolloutBuffer
 from fbrl.cores.core import Actor, State
 from fbrl.finite import Observation
-from fbrl.policy import MemoryCnnPolicy, MemoryMultiInputPolicy, MemoryPolicy
+from fbrl.policy import MemoryCnnPolicy, MemoryMultiInputPolicy, MemoryPolicy, goes_through_forward
 from fbrl.ppo import MemoryPPO
 from fbrl.sequences import Iterate, Sequences
 
@@ -175,6 +175,15 @@ class MaskableMemoryPPO(MemoryPPO):
         self.rollout_buffer_class = MaskableDictRolloutBuffer if is_dict else MaskableRolloutBuffer
         super()._setup_model()
 
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        """See ``MemoryPPO``; raises ValueError where ``policy.forward`` is compiled, hooked or overridden."""
+        if goes_through_forward(self.policy):
+            raise ValueError(
+                "the policy's forward is compiled, hooked or overridden, and is not given action masks: leave it "
+                "as it is"
+            )
+        return super().collect_rollouts(*args, **kwargs)
+
     def of_step(self, env: GymEnv) -> dict[str, Any]:
         """The masks of the step to come."""
         return {"action_masks": masks_of(env, self.action_space)}
@@ -200,6 +209,12 @@ class WithMasks:
 
     def __init__(self, agent: MaskableMemoryPPO, env: GymEnv) -> None:
         self.agent, self.env = agent, env
+
+    @contextlib.contextmanager
+    def masked(self) -> Iterator[None]:
+        """Inside, the policy's distributions allow what the environments allow now."""
+        with self.agent.policy.masked(masks_of(self.env, self.agent.action_space)):
+            yield
 
     def predict(
         self,

@@ -4,14 +4,20 @@ import runpy
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3 import PPO
 
 import envs
-from experiment.settings import CoreSettings, EnvSettings, Settings
+from experiment.agents import make_model
+from experiment.checkpoints import agent_bytes
+from experiment.environments import training_envs
+from experiment.settings import CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings
 from fbrl import MemoryPPO
 from fbrl.encoders import MiniGridEncoder
+from tests.tasks import RandomTask
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"d_model": 8, "n_layers": 1, "n_heads": 2, "window": 4}
@@ -100,6 +106,41 @@ def test_agents_that_cannot_be_exported(run, tmp_path):
     assert code == 2
     assert "no such file or folder" in err
     assert not (tmp_path / "agent.pt2").exists()
+
+
+class FromTwo(RandomTask):
+    """Its actions count from 2."""
+
+    def __init__(self):
+        super().__init__(action_space=spaces.Discrete(3, start=2))
+
+
+@pytest.mark.parametrize(
+    ("task", "env", "message"),
+    [
+        ("tests/FromTwo-v0", {}, "best.zip: an exported step counts from 0, got Discrete(3, start=2)"),
+        (
+            "Pendulum-v1",
+            {"normalize_observations": True},
+            "best.zip: env.normalize_observations is true, and an exported step holds no statistics",
+        ),
+    ],
+)
+@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+def test_what_an_exported_step_would_get_wrong_is_refused(run, tmp_path, task, env, message, ending):
+    gym.registry.pop("tests/FromTwo-v0", None)
+    gym.register("tests/FromTwo-v0", entry_point=FromTwo)
+    sizes = PPOSettings(n_steps=16, seq_len=8, batch_size=16)
+    settings = Settings(EnvSettings(task, 2, **env), CoreSettings(**SIZES), sizes, RunSettings(device="cpu"))
+    folder = tmp_path / "agent"
+    folder.mkdir()
+    settings.save(folder / "config.yaml")
+    model = make_model(settings, training_envs(settings))
+    (folder / "best.zip").write_bytes(agent_bytes(model))
+    code, out, err = run("export_agent.py", folder, tmp_path / f"agent.{ending}")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert not (tmp_path / f"agent.{ending}").exists()
 
 
 def test_without_the_extra(run, tmp_path, monkeypatch):

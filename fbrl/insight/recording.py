@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -90,6 +91,9 @@ def record(
         keep_memory: keep the memory before each step, in the place of pictures of the observation.
     """
     draws = env.render_mode == "rgb_array"
+    within = getattr(agent, "within", None)  # an agent that asks the environment for masks
+    player: Any = within(env) if within else agent
+    masked = player.masked if within else contextlib.nullcontext
     steps: list[Step] = []
     state, ended, total, length, last = None, False, 0.0, 0, None
     observation, info = env.reset()
@@ -99,12 +103,13 @@ def record(
         if kept:
             parts = _parts(observation)
             frame = _draw(env) if draws else None
-            seen, before = look(agent.policy, observation, state), state
+            with masked():
+                seen, before = look(agent.policy, observation, state), state
             if keep_memory and before is None and isinstance(agent.policy, MemoryPolicy):
                 before = tuple(part.numpy(force=True) for part in agent.policy.initial_state(1))
             views = {} if keep_memory else _views(env.observation_space, parts)
             step = Step(frame, parts, views, seen, np.empty(0), 0.0, marks(info), before if keep_memory else None)
-        action, after = agent.predict(observation, state, np.zeros(1, dtype=bool), deterministic)
+        action, after = player.predict(observation, state, np.zeros(1, dtype=bool), deterministic)
         state = None if zero_memory else after
         observation, reward, terminated, truncated, info = env.step(action)
         if kept:

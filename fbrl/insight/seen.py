@@ -71,7 +71,11 @@ def tensors(policy: MemoryPolicy, state: tuple[NDArray[Any], ...]) -> State:
 
 def kl(distribution: Distribution, other: Distribution) -> Floats:
     """KL(distribution || other) in nats, (B,)."""
-    divergence = kl_divergence(distribution, other)
+    if hasattr(distribution, "distributions"):  # sb3-contrib's masked ones of several parts
+        pairs = zip(distribution.distributions, other.distributions, strict=True)  # type: ignore[attr-defined]
+        divergence = torch.stack([torch.distributions.kl_divergence(one, two) for one, two in pairs], dim=1)
+    else:
+        divergence = kl_divergence(distribution, other)
     return _array(divergence.reshape(len(divergence), -1).sum(dim=1))
 
 
@@ -94,7 +98,7 @@ def _reading_and_writing(core: Core, x: Tensor, state: State) -> tuple[Floats | 
 
 
 def _seen(distribution: Distribution, value: Tensor) -> Seen:
-    inside = distribution.distribution
+    inside = getattr(distribution, "distributions", None) or distribution.distribution
     choices = inside if isinstance(inside, list) else [inside]
     chances, mean, std = [], None, None
     for choice in choices:
