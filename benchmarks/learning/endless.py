@@ -4,7 +4,8 @@
     python -m benchmarks.learning.endless [--folder runs/compare]     # plays, writes results/endless_tmaze.json
     python -m benchmarks.learning.tables                              # puts the table into RESULTS.md
 
-The agent of the best evaluation of every finished run plays 500 episodes with its most probable actions.
+The agent of the best evaluation of every finished run plays 500 episodes with its most probable actions. Rows of runs
+whose folders are not here stay as they are.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,13 @@ def play_all(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def merged(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The new rows and those of the old ones whose runs were not played again, by seed."""
+    played = {(row["core"], row["seed"]) for row in new}
+    kept = [row for row in old if (row["core"], row["seed"]) not in played]
+    return sorted([*kept, *new], key=lambda row: (row["core"], row["seed"], row["corridors"]))
+
+
 def table(path: Path = RESULT) -> str:
     """Success and the share of right turns, a number for each seed, in Markdown."""
     lines = ["| core | corridors | success of each seed | right turns of each seed | mean |", "|---|---|---|---|---|"]
@@ -64,7 +73,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=RUNS, help=f"where the runs are (default: {RUNS})")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = play_all(options.folder)
+    old = json.loads(RESULT.read_text())["rows"] if RESULT.is_file() else []
+    rows = merged(old, play_all(options.folder))
     report = {"benchmark": "endless_tmaze"} | conditions(threads=1) | {"rows": rows}
     RESULT.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -19,3 +19,12 @@ def test_the_table(tmp_path):
     assert lines[2] == "| feedback | 5 | 1.00, 0.50 | 0.50, 0.50 | 0.75 |"
     assert lines[-1] == "| lstm | 20 | 1.00, 0.50 | 0.50, 0.50 | 0.75 |"
     assert len(lines) == 8
+
+
+def test_rows_of_runs_that_are_elsewhere_stay():
+    def row(core, seed, success):
+        return {"core": core, "seed": seed, "corridors": 5, "success": success}
+
+    old = [row("lstm", 100, 0.1), row("lstm", 200, 0.2)]
+    found = endless.merged(old, [row("lstm", 200, 0.9), row("feedback", 300, 0.3)])
+    assert found == [row("feedback", 300, 0.3), row("lstm", 100, 0.1), row("lstm", 200, 0.9)]
