@@ -34,6 +34,10 @@ def draw_scan(rows: Rows) -> Figure:
         shown = [y for y in heights if rows[y][column] is not None]
         if shown:
             axes.plot([rows[y][column] for y in shown], shown, marker, color=colour, markersize=5, label=label)
+    shown = [y for y in heights if rows[y].get("compiled_over_fast")]
+    if shown:
+        times = [1 / rows[y]["compiled_over_fast"] for y in shown]
+        axes.plot(times, shown, "*", color="tab:red", markersize=7, label="the compiled form")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(heights, [" ".join(f"{name}{row[name]}" for name in "DLHMTB") for row in rows], fontsize=7)
     axes.invert_yaxis()
@@ -41,7 +45,7 @@ def draw_scan(rows: Rows) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     axes.grid(color="whitesmoke")
     axes.set(xlabel="its time over the fast form's", title="The scan, forward and backward")
-    figure.legend(fontsize=7, loc="outside lower center", ncols=len(FORMS))
+    figure.legend(fontsize=7, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -61,9 +65,9 @@ def draw_throughput(rows: Rows) -> Figure:
         for y, (row, end) in enumerate(zip(shown, left, strict=True)):
             axes.text(end, y, f" {row['steps_per_second']:,.0f} steps/s", va="center", fontsize=7)
         axes.invert_yaxis()
-        axes.margins(x=0.15)
+        axes.margins(x=0.2)
         axes.tick_params(labelsize=7)
-        axes.set_title(f"{setup}; {round(shown[0]['parameters'], -3):,} parameters", fontsize=8, loc="left")
+        axes.set_title(f"{setup}; {round(shown[0]['parameters'], -3):,} parameters", fontsize=7, loc="left")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=len(SHARES))
     panels[-1, 0].set_xlabel("seconds for 1,000 environment steps (processes x threads)")
     return figure
