@@ -103,6 +103,7 @@ def card(suite: Suite, folder: Path) -> str:
             f"| return | {result['return']:.3f} |",
             f"| success with its memory emptied before every step | {_share(emptied)} |",
             f"| seed, environment steps of this agent | {run.seed}, {result['best_at']:,} |",
+            *([f"| started from | {settings.run.start_from} |"] if settings.run.start_from else []),
             f"| environments | {settings.env.n_envs}, engine {settings.env.engine}{bonus} |",
             f"| core | {core} |",
             f"| training | {ppo} |",
