@@ -156,9 +156,13 @@ def test_a_closed_terminal_saves(tmp_path):
     """SIGHUP, with both outputs gone."""
     read, write = os.pipe()
     arguments = new(tmp_path, "fbrl/TMaze-v0")
-    steps = interrupted(
-        tmp_path, *arguments, number=signal.SIGHUP, output=write, close=lambda: (os.close(write), os.close(read))
-    )
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup what is started here would not hear it
+    try:
+        steps = interrupted(
+            tmp_path, *arguments, number=signal.SIGHUP, output=write, close=lambda: (os.close(write), os.close(read))
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert steps % 32 == 0
     script = Script(tmp_path, "--resume", tmp_path / "run", f"--ppo.timesteps={steps + 32}")
     assert script.wait() == 0, script.err.read_text()
