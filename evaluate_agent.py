@@ -44,6 +44,8 @@ def make_parser() -> OneLineParser:
     parser.add_typed("--env.kwargs", dict[str, Any] | None, help='its keyword arguments, such as {"corridor": 40}')
     about = f"cut an episode after so many steps, which is then not solved (default: {How.max_steps:,})"
     parser.add_typed("--max_steps", int, How.max_steps, help=about)
+    about = f"environments that play together, at most (default: {How.n_envs}); with --exhaustive, env.n_envs do"
+    parser.add_typed("--envs", int, How.n_envs, help=about)
     parser.add_argument("--json", help="new file for the result")
     parser.add_argument(
         "--video",
@@ -75,6 +77,7 @@ def check_arguments(args: Arguments) -> None:
         ("episodes", 1, 10_000_000),
         ("max_steps", 1, MOST_OF_ALL),
         ("seed", 0, MOST["run.seed"]),
+        ("envs", 1, MOST["run.eval_envs"]),
     ):
         value = args[name]
         if value is not None and value < least:
@@ -140,7 +143,7 @@ def how_to_play(args: Arguments) -> How:
     """What the arguments ask for."""
     episodes = How.episodes if args.episodes is None else args.episodes
     zero_memory = args.control == "zero-memory"
-    return How(episodes, args.exhaustive, args.deterministic, zero_memory, args.seed, args.max_steps)
+    return How(episodes, args.exhaustive, args.deterministic, zero_memory, args.seed, args.max_steps, args.envs)
 
 
 def main(arguments: list[str] | None = None) -> None:

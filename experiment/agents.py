@@ -20,6 +20,7 @@ from experiment.environments import closed_after, evaluation_envs
 from experiment.masking import algorithm, check_masking, takes_masks
 from experiment.parsing import load_settings
 from experiment.settings import PPOSettings, Settings, SettingsError
+from experiment.sizes import SIZES, check_memory
 from fbrl.cores.core import Core
 from fbrl.cores.names import CORES, core_kwargs
 from fbrl.encoders import MiniGridEncoder, is_minigrid_space
@@ -72,6 +73,7 @@ def make_model(settings: Settings, env: VecEnv) -> PPO:
     if ppo.use_sde and not isinstance(env.action_space, spaces.Box):
         raise SettingsError(f"ppo.use_sde must be false for actions that are not in a Box, got {env.action_space}")
     check_masking(settings, env, size())
+    check_memory(settings, env)
     if core.name == "none" or settings.run.control:  # refused now and not after the training
         _check_from_zero("core.name: none" if core.name == "none" else "run.control: true", env)
     if core.name == "none":
@@ -100,9 +102,8 @@ def _made(kind: type[PPO], *args: Any, **kwargs: Any) -> PPO:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not re.search("alloc|out of memory", str(error)):
             raise
-        sizes = "core.d_model, core.window, core.n_layers, ppo.n_steps, env.n_envs"
         raise SettingsError(
-            f"the agent and its rollouts do not fit into memory; smaller ones of {sizes} make it"
+            f"the agent and its rollouts do not fit into memory; smaller ones of {SIZES} make it"
         ) from error
 
 

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
-from experiment.reading import read_file, read_value
+from experiment.reading import lines_of, read_file, read_value
 from experiment.rules import PATHS, check
 from experiment.settings import GROUPS, Settings, SettingsError
 from experiment.typed import allowed, convert, is_optional, is_text, shown
 
 HINTS = {f"{group}.{name}": hint for group, kind in GROUPS.items() for name, hint in get_type_hints(kind).items()}
+NAMES = re.compile(r"[^\s,;:]+")  # words of a message, which may be names of settings or groups
 
 
 class Arguments(argparse.Namespace):
@@ -117,15 +118,22 @@ def to_settings(arguments: Any) -> Settings:
         SettingsError: where a file cannot be read, something is no setting, of another type or out of range, or two
             sizes do not fit.
     """
-    return _make(_said(arguments.given))
-
-
-def _said(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Dotted name -> value, of the type; the last one counts."""
-    said: dict[str, Any] = {}
-    for name, text in pairs:
-        said |= _of_file(Path(text).expanduser()) if name == "config" else {name: given(name, text, HINTS[name])}
-    return said
+    said: dict[str, Any] = {}  # dotted name -> value, of the type; the last one counts
+    files: dict[str, Path] = {}  # the file that said it
+    for name, text in arguments.given:
+        if name == "config":
+            path = Path(text).expanduser()
+            of_file = _of_file(path)
+            said |= of_file
+            files |= dict.fromkeys(of_file, path)
+        else:
+            said[name] = given(name, text, HINTS[name])
+            files.pop(name, None)
+    try:
+        return _make(said)
+    except SettingsError as error:
+        first = next((name for name in NAMES.findall(str(error)) if name in said), None)
+        raise (_placed(files[first], error) if first in files else error) from None
 
 
 def _of_file(path: Path) -> dict[str, Any]:
@@ -135,7 +143,14 @@ def _of_file(path: Path) -> dict[str, Any]:
     try:
         return _flat(groups)
     except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from None
+        raise _placed(path, error) from None
+
+
+def _placed(path: Path, error: SettingsError) -> SettingsError:
+    """The error with the file's name, and the line of the setting that it names first, where the file has that."""
+    lines = lines_of(path)
+    line = next((f"line {lines[name]}: " for name in NAMES.findall(str(error)) if name in lines), "")
+    return SettingsError(f"{path}: {line}{error}")
 
 
 def _flat(groups: dict[Any, Any]) -> dict[str, Any]:
@@ -185,7 +200,7 @@ def load_settings(path: str | Path) -> Settings:
     try:
         return _make(said)
     except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from None
+        raise _placed(path, error) from None
 
 
 def settings_from(groups: dict[str, Any]) -> Settings:

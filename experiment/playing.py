@@ -36,6 +36,7 @@ class How:
         zero_memory: empty the memory before every step.
         seed: of the environments and of the sampled actions; apart from 0, 1, 2, ..., which agents are trained with.
         max_steps: steps after which an episode is cut, which then counts as not solved.
+        n_envs: environments that play together, at most; each plays as many of the episodes.
     """
 
     episodes: int = 200
@@ -44,6 +45,7 @@ class How:
     zero_memory: bool = False
     seed: int = 1000
     max_steps: int = RunSettings.eval_max_steps
+    n_envs: int = RunSettings.eval_envs
 
     @property
     def most_probable(self) -> bool:
@@ -82,7 +84,7 @@ def evaluate(
     """
     if how.exhaustive:
         return exhaustive(agent, env, how.zero_memory, how.max_steps, check)
-    n_envs = min(env.n_envs, how.episodes)
+    n_envs = min(how.n_envs, how.episodes)
     made = stack_frames(in_python(env, how.seed, n_envs, how.max_steps), env.frame_stack)
     with closed_after(made):
         check(made)

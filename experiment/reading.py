@@ -72,6 +72,17 @@ def read_file(path: Path) -> Any:
     return said
 
 
+def lines_of(path: Path) -> dict[str, int]:
+    """Where a YAML file that can be read says what: dotted names of groups' keys and the line of each, from 1."""
+    root = yaml.compose(path.read_text(encoding="utf-8"), _Loader)
+    lines: dict[str, int] = {}
+    for group, values in root.value if isinstance(root, yaml.MappingNode) else []:
+        lines[group.value] = group.start_mark.line + 1
+        for key, _ in values.value if isinstance(values, yaml.MappingNode) else []:
+            lines[f"{group.value}.{key.value}"] = key.start_mark.line + 1
+    return lines
+
+
 def _check_size(value: Any) -> None:
     """Raises SettingsError where anchors expand to more than anyone writes, or to no end."""
     left, waiting = MOST_NODES, [value]

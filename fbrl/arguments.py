@@ -22,10 +22,12 @@ def check_sizes(seq_len: Any, passes: Any, **multiples: Any) -> None:
     for name, value in {"seq_len": seq_len, **multiples}.items():
         if not _is_whole(value):
             raise ValueError(f"{name} must be a whole number, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     if passes is not None and not (_is_whole(passes) and passes >= 1):
         raise ValueError(f"passes must be at least 1, or None for the scan, got {passes!r}")
     for name, value in multiples.items():
-        if seq_len < 1 or value < 1 or value % seq_len:
+        if value % seq_len:
             raise ValueError(f"{name} must be a multiple of seq_len, got {name}={value} and seq_len={seq_len}")
 
 
@@ -39,6 +41,14 @@ def check_policy(policy: Any, with_memory: type[nn.Module]) -> None:
         return
     given = policy.__name__ if isinstance(policy, type) else repr(policy)
     raise NoMemoryError(f"policy must be a name or a subclass of {with_memory.__name__}, which remembers, got {given}")
+
+
+def check_classes(core_class: Any, of_cores: type[nn.Module], activation_fn: Any = nn.Tanh) -> None:
+    """Raises ValueError where a policy is given something else than classes for its core and its activation."""
+    for name, given, wanted in (("core_class", core_class, of_cores), ("activation_fn", activation_fn, nn.Module)):
+        if not (isinstance(given, type) and issubclass(given, wanted)):
+            given = given.__name__ if isinstance(given, type) else repr(given)
+            raise ValueError(f"{name} must be a subclass of {wanted.__name__}, got {given}")
 
 
 def check_buffer_kwargs(kwargs: dict[str, Any] | None) -> None:

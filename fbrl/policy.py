@@ -18,7 +18,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, MlpExtracto
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from fbrl.arguments import needs_memory, refuse_other_algorithms
+from fbrl.arguments import check_classes, needs_memory, refuse_other_algorithms
 from fbrl.cores.core import Actor, Core, State
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.cores.twin import TwinCore
@@ -60,6 +60,7 @@ class MemoryPolicy(ActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         refuse_other_algorithms(self)
+        check_classes(core_class, Core, kwargs.get("activation_fn", nn.Tanh))
         self.reader = Reader(observation_space)
         self._last_predicted: tuple[tuple[np.ndarray[Any, Any], ...], Actor] | None = None
         self.core_class = core_class
@@ -363,5 +364,8 @@ class MemoryMultiInputPolicy(MemoryPolicy):
     """``MemoryPolicy`` for Dict observations: ``MiniGridEncoder`` where they are MiniGrid's, else CombinedExtractor."""
 
     def __init__(self, observation_space: spaces.Space[Any], *args: Any, **kwargs: Any) -> None:
+        if not isinstance(observation_space, spaces.Dict):
+            given = type(observation_space).__name__
+            raise ValueError(f"MultiInputPolicy reads a Dict; MlpPolicy and CnnPolicy read others, got {given}")
         encoder = MiniGridEncoder if is_minigrid_space(observation_space) else CombinedExtractor
         super().__init__(observation_space, *args, **{"features_extractor_class": encoder} | kwargs)

@@ -154,14 +154,15 @@ class Reader:
 
 
 def to_env(actions: np.ndarray[Any, Any], space: spaces.Space[Any]) -> np.ndarray[Any, Any]:
-    """Actions (n, ...) of a distribution, of the shape of the space, as values in it."""
+    """Actions (n, ...) of a distribution, of the shape of the space, as values in it and of its type."""
     if isinstance(space, spaces.Box):
         actions = np.clip(actions, space.low, space.high)
         if space.dtype is not None and space.dtype.kind in "iu":
             actions = np.rint(actions)
-        return actions.astype(space.dtype)
     start = start_of(space)
-    return actions if start is None else actions + start
+    if start is not None:
+        actions = actions + start
+    return actions.astype(space.dtype, copy=False)  # Gymnasium's ``contains`` refuses wider numbers
 
 
 def contiguous(obs: Any) -> Any:

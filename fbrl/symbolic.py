@@ -29,6 +29,8 @@ class Success(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     It stands inside of wrappers that change rewards.
     """
 
+    reports_success = True
+
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
@@ -61,6 +63,7 @@ class SymbolicObservation(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs
     unknown word where MiniGrid's own tasks have none, and on one that changes where it was taken for one that does not.
     """
 
+    reports_success = True
     _high: Any = None  # of an environment that was saved before there were wrappers
     _alone = _counts = False
     _unknown: int | None = None

@@ -95,11 +95,16 @@ def _index(trace: TracebackType | None) -> int | None:
 
 
 class StepLimit(gym.Wrapper[Any, Any, Any, Any]):
-    """Cuts an episode after ``limit`` steps, if it does not end before: ``info["cut"]`` is true, success is not."""
+    """Cuts an episode after ``limit`` steps, if it does not end before: ``info["cut"]`` is true, success is not.
+
+    Success is reported of what is cut where the task is known to report it: it has done so before, or something around
+    it has the attribute ``reports_success``, as ``fbrl.symbolic.Success`` has.
+    """
 
     def __init__(self, env: gym.Env[Any, Any], limit: int) -> None:
         super().__init__(env)
         self.limit, self.steps = limit, 0
+        self.reports = env.has_wrapper_attr("reports_success") and bool(env.get_wrapper_attr("reports_success"))
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Starts an episode."""
@@ -110,8 +115,9 @@ class StepLimit(gym.Wrapper[Any, Any, Any, Any]):
         """One step."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.steps += 1
+        self.reports = self.reports or "is_success" in info
         if self.steps >= self.limit and not (terminated or truncated):
-            failed = {"is_success": False} if "is_success" in info else {}
+            failed = {"is_success": False} if self.reports else {}
             return observation, reward, False, True, {**info, **failed, "cut": True}
         return observation, reward, terminated, truncated, info
 

@@ -53,6 +53,34 @@ def test_a_seq_len_of_another_type(value, given):
         make_model(seq_len=value)
 
 
+@pytest.mark.parametrize("name", ["seq_len", "n_steps", "batch_size"])
+@pytest.mark.parametrize("value", [0, -8])
+def test_sizes_of_nothing(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be at least 1, got {value}$"):
+        make_model(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"core_class": "gru"}, "core_class must be a subclass of Core, got 'gru'"),
+        ({"core_class": nn.GRU}, "core_class must be a subclass of Core, got GRU"),
+        ({"activation_fn": "relu"}, "activation_fn must be a subclass of Module, got 'relu'"),
+        ({"activation_fn": torch.relu}, "activation_fn must be a subclass of Module, got <built-in"),
+    ],
+)
+def test_classes_that_are_none(kwargs, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        MemoryPPO("MlpPolicy", vec(2), policy_kwargs=kwargs)
+
+
+def test_the_policy_of_dicts_for_what_is_no_dict():
+    with pytest.raises(
+        ValueError, match=r"^MultiInputPolicy reads a Dict; MlpPolicy and CnnPolicy read others, got Box$"
+    ):
+        MemoryPPO("MultiInputPolicy", vec(2))
+
+
 @pytest.mark.parametrize("value", [2.0, "2", True, -1])
 def test_passes_of_another_type(value):
     with pytest.raises(ValueError, match=f"^passes must be at least 1, or None for the scan, got {value!r}$"):

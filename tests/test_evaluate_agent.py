@@ -23,9 +23,11 @@ import envs
 from experiment.agents import make_model
 from experiment.environments import make_envs
 from experiment.files import FileError
+from experiment.parsing import load_settings
+from experiment.playing import How, evaluate
 from experiment.settings import CoreSettings, EnvSettings, Settings, SettingsError
 from fbrl import MemoryPPO
-from fbrl.evaluation import AgentError, wilson
+from fbrl.evaluation import AgentError, load_agent, wilson
 from fbrl.finite import NotFiniteError
 from fbrl.insight.recording import record
 
@@ -281,6 +283,7 @@ def test_the_memoryless_agent(run, copy, tmp_path):
         (["--episodes=many"], "--episodes must be a whole number or null, got many"),
         (["--episodes=1e30"], "--episodes must be at most 10,000,000, got 1"),
         (["--seed=4294967296"], "--seed must be at most 2,147,483,647, got 4294967296"),
+        (["--envs=0"], "--envs must be at least 1, got 0"),
         (["--max_steps=0"], "--max_steps must be at least 1, got 0"),
         (["--json=same.gif", "--video=same.gif"], "--json same.gif: must be another file than that of --video"),
         (["--json=a\0b"], "--json must be the name of a file, got 'a\\x00b'"),
@@ -423,6 +426,15 @@ def test_errors_of_others_keep_their_traceback(run, saved, monkeypatch, error):
     assert (code, out) == (1, "")
     assert err.splitlines()[0] == f"error: {error.__name__}: two lines"
     assert f'test_evaluate_agent.py", line {fail.__code__.co_firstlineno + 1}, in fail' in err
+
+
+def test_no_more_environments_than_asked_for(saved):
+    """Kind: more simulators than a user meant to start; not as many as the training had either."""
+    agent, settings = load_agent(saved), load_settings(saved / "config.yaml")
+    settings.env.n_envs, made = 64, []
+    for how in (How(episodes=20, n_envs=3), How(episodes=20), How(episodes=2)):
+        evaluate(agent, settings.env, how, lambda env: made.append(env.num_envs))
+    assert made == [3, 8, 2]
 
 
 def test_an_endless_episode_is_cut(run, saved, tmp_path):

@@ -29,6 +29,13 @@ class ScriptedAgent:
         return np.where(observation == JUNCTION, UP + cue, FORWARD), (cue,)
 
 
+class Spinner:
+    """Turns left, or walks on where it cannot, for ever."""
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.zeros(len(episode_start), dtype=int), None
+
+
 class Silent(gym.Wrapper):
     """Reports no success."""
 
@@ -184,6 +191,17 @@ def test_success_stays_unknown_where_all_is_cut():
     played = play(ScriptedAgent(), DummyVecEnv([lambda: StepLimit(AtTheEnd(envs.make(TASK, corridor=50)), 5)]), 3)
     assert summarise(played).success is None
     assert summarise(played).cut == 3
+
+
+def test_what_is_cut_of_a_task_that_reports_at_the_end_is_not_solved_though_all_is():
+    """MiniGrid's tasks are known to report success; another is, once one of its episodes has done so."""
+    env = DummyVecEnv([lambda: StepLimit(envs.make("MiniGrid-Empty-5x5-v0"), 3)])
+    summary = summarise(play(Spinner(), env, 2))
+    assert (summary.success.value, summary.cut) == (0, 2)
+    env = DummyVecEnv([lambda: StepLimit(AtTheEnd(envs.make(TASK, corridor=2)), 4)])
+    assert summarise(play(ScriptedAgent(), env, 1)).success.value == 1
+    summary = summarise(play(Spinner(), env, 2))
+    assert (summary.success.value, summary.cut) == (0, 2)
 
 
 def test_playing_can_be_stopped():

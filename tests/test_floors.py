@@ -82,6 +82,7 @@ FLOORS = {
     "experiment.settings": 14,
     "experiment.rules": 15,
     "experiment.masking": 15,
+    "experiment.sizes": 15,
     "experiment.timing": 14,
     "experiment.events": 14,
     "experiment.randomness": 13,

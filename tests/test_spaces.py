@@ -107,6 +107,30 @@ def test_actions(name):
     assert_learns(make_model("fast", vec(action_space=space), n_epochs=1), space)
 
 
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(3, start=-1, dtype=np.int8),
+        spaces.MultiDiscrete([3, 2], start=[1, 4], dtype=np.uint8),
+        spaces.MultiDiscrete([3, 2], dtype=np.int32),
+        spaces.MultiBinary(3),
+        spaces.Box(-1, 1, (2,), np.float16),
+    ],
+    ids=str,
+)
+def test_actions_are_of_the_type_of_their_space(space):
+    """``contains`` is false for wider numbers than the space's, and tasks that check their actions end on them."""
+
+    class Checked(RandomTask):
+        def step(self, action):
+            assert action in self.action_space
+            assert np.asarray(action).dtype == self.action_space.dtype
+            return super().step(action)
+
+    model = make_model("fast", Checked(action_space=space), n_steps=8, seq_len=8, batch_size=8, n_epochs=1)
+    assert_learns(model, space)
+
+
 @pytest.mark.parametrize(("squash_output", "sde_sample_freq"), [(False, -1), (True, 3)])
 def test_state_dependent_exploration(squash_output, sde_sample_freq):
     space = ACTIONS["box"]

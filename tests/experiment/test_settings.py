@@ -130,6 +130,33 @@ def test_bad_arguments(arguments, message):
 
 
 @pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("env: {n_envs: 4}\nppo:\n  gamma: 0.9\n  gama: 0.9", 4, "unknown setting ppo.gama"),
+        ("pppo:\n  gamma: 0.9", 2, "unknown setting pppo.gamma"),
+        ("# two\n\nppo:\n  gamma: high", 4, "ppo.gamma must be a number, got high"),
+        ("ppo:\n  n_epochs: 3\n  gamma: 2", 3, "ppo.gamma must be between 0 and 1, got 2"),
+        ("ppo:\n  n_steps: 33\n  seq_len: 32", 2, "ppo.n_steps must be a multiple of ppo.seq_len = 32, got 33"),
+        ("core: {\n  n_heads: 4,\n  d_model: 6}", 2, "core.n_heads must divide core.d_model = 6, got 4"),
+    ],
+)
+def test_errors_name_the_line(text, line, message, tmp_path):
+    """Of a value out of its range too; what the command line says has no line."""
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    for read in (lambda: load_settings(path), lambda: parse(f"--config={path}")):
+        with pytest.raises(SettingsError, match=f"^{re.escape(f'{path}: line {line}: {message}')}"):
+            read()
+
+
+def test_errors_of_the_command_line_name_no_file(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("ppo: {n_steps: 64, seq_len: 32}")
+    with pytest.raises(SettingsError, match=r"^ppo\.n_steps must be a multiple of ppo\.seq_len = 32, got 33$"):
+        parse(f"--config={path}", "--ppo.n_steps=33")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("ppo: {gama: 0.9}", "unknown setting ppo.gama; the closest: ppo.gamma"),

@@ -339,12 +339,34 @@ def test_an_agent_that_a_run_cannot_start_from(settings, tmp_path, change, messa
     assert not (tmp_path / "second").exists()
 
 
-def test_what_does_not_fit_into_memory_is_refused(settings, tmp_path):
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"core.d_model": 100_000, "core.d_feedforward": 100_000},
+        {"core.d_model": 40_000},  # which a system may grant, and end the process for using it
+        {"core.window": 1_000_000, "ppo.n_steps": 4096, "ppo.seq_len": 4},  # memories before every sequence
+    ],
+)
+def test_what_does_not_fit_into_memory_is_refused(settings, tmp_path, sizes):
+    given = settings()
+    for name, value in sizes.items():
+        group, _, key = name.partition(".")
+        setattr(getattr(given, group), key, value)
+    message = (
+        r"the agent and its rollouts do not fit into memory: they take [\d,]+ GiB or more, and this machine has \d+"
+    )
+    with pytest.raises(SettingsError, match=message):
+        train(given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_system_does_not_grant_is_refused(settings, monkeypatch):
+    """Where the machine's memory is not known, or less of it is left."""
+    monkeypatch.setattr("experiment.sizes.memory_of_machine", lambda: None)
     given = settings()
     given.core.d_model = given.core.d_feedforward = 100_000
     with pytest.raises(SettingsError, match="the agent and its rollouts do not fit into memory; smaller ones of core"):
         train(given)
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
