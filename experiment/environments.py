@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
 import envs
@@ -25,7 +24,7 @@ from experiment.settings import EnvSettings, Settings, SettingsError
 from fbrl.normalizing import normalize
 from fbrl.novelty import EpisodicNovelty
 from fbrl.spaces import check_spaces
-from fbrl.vec_env import FiniteVecEnv, StepLimit, TaskError, stack_frames
+from fbrl.vec_env import FiniteVecEnv, LastEpisodes, StepLimit, TaskError, stack_frames
 
 ROOT = Path(__file__).parents[1]
 # what tasks answer to arguments that they do not know or like, or where something that they need is missing
@@ -108,7 +107,7 @@ def make_envs(env: EnvSettings, seed: int, n_envs: int, limit: int | None = None
         SettingsError: where the task cannot be made, its spaces are not supported, or its observations cannot be
             stacked, or counted for the bonus, as the settings ask.
     """
-    made = _pool(env, seed, n_envs) if env.engine == "envpool" else in_python(env, seed, n_envs, limit, Monitor)
+    made = _pool(env, seed, n_envs) if env.engine == "envpool" else in_python(env, seed, n_envs, limit, LastEpisodes)
     try:
         if env.novelty:
             own = {"previous_action", "previous_reward"}  # what the agent did is no news

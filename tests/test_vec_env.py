@@ -8,7 +8,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from fbrl.finite import NotFiniteError
-from fbrl.vec_env import FiniteVecEnv, StepLimit, TaskError
+from fbrl.vec_env import FiniteVecEnv, LastEpisodes, StepLimit, TaskError
 from tests.tasks import ConstantTask, RandomTask
 
 
@@ -128,3 +128,15 @@ def test_a_limit_cuts_episodes():
     assert infos[2][0]["TimeLimit.truncated"]
     assert not any("cut" in step[1] for step in infos)
     assert "is_success" not in infos[2][0], "the task does not report it"
+
+
+def test_a_monitor_that_does_not_grow():
+    """Kind: memory that grows with the length of a training."""
+    env = LastEpisodes(ConstantTask(length=2))
+    for episode in range(150):
+        env.reset()
+        env.step(0)
+        *_, info = env.step(0)
+        assert info["episode"]["l"] == 2
+        assert len(env.get_episode_rewards()) == len(env.get_episode_times()) == min(episode + 1, 100)
+    assert env.get_total_steps() == 300
