@@ -271,7 +271,8 @@ def final_line(settings: Settings, folder: Path) -> str:
     """How well the agent of the best evaluation does in other episodes, as a line of text."""
     run = settings.run
     agent = load_agent(folder / "best.zip", run.device)
-    made = evaluation_envs(settings.env, run.seed + FINAL_SEED, min(run.eval_envs, FINAL_EPISODES), run.eval_max_steps)
+    n_envs = min(run.eval_envs, run.eval_episodes)  # no more than there were on the way
+    made = evaluation_envs(settings.env, run.seed + FINAL_SEED, n_envs, run.eval_max_steps)
     with closed_after(made) as env, apart(run.seed + FINAL_SEED):
         summary = summarise(play(agent, env, FINAL_EPISODES, deterministic=run.eval_deterministic))
     parts = [f"{settings.core.name:>14}"]

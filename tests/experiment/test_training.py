@@ -93,9 +93,10 @@ def equal(one, other):
     return all(torch.equal(one[name], other[name]) for name in other)
 
 
-def test_a_task_that_allows_two_instances_trains_to_the_end(settings, tmp_path):
+@pytest.mark.parametrize(("eval_envs", "eval_episodes"), [(1, 2), (RunSettings.eval_envs, 1)])
+def test_a_task_that_allows_two_instances_trains_to_the_end(settings, eval_envs, eval_episodes):
     """Kind: more simulators than asked for. One to train in, one to evaluate in, and all are closed."""
-    given = settings(at_once=2)
+    given = settings(at_once=2, eval_envs=eval_envs, eval_episodes=eval_episodes)
     folder = train(given)
     assert (folder / "finished").exists()
     assert Counted.open == 0
