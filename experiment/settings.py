@@ -55,7 +55,18 @@ class EnvSettings:
     action_masks: bool = False
 
 
-CoreName = Literal["feedback", "feedback_plain", "gru", "lstm", "transformer_xl", "gtrxl", "memoryless", "none"]
+CoreName = Literal[
+    "feedback",
+    "feedback_plain",
+    "gru",
+    "lstm",
+    "mingru",
+    "linear_attention",
+    "transformer_xl",
+    "gtrxl",
+    "memoryless",
+    "none",
+]
 
 
 @dataclass
@@ -63,14 +74,15 @@ class CoreSettings:
     """The memory.
 
     Args:
-        name: feedback is the Feedback Transformer. gru, lstm, transformer_xl and gtrxl (the same with gates) are its
-            rivals. memoryless has layers but no memory; none has neither and is Stable-Baselines3's own PPO.
-            feedback_plain is feedback with form plain, as older files have it.
+        name: feedback is the Feedback Transformer. gru, lstm, mingru, linear_attention, transformer_xl and gtrxl (the
+            same with gates) are its rivals. memoryless has layers but no memory; none has neither and is
+            Stable-Baselines3's own PPO. feedback_plain is feedback with form plain, as older files have it.
         d_model: D, width of every layer and of a memory vector; the encoder's width too.
         n_layers: L, number of layers; of all cores but none.
-        n_heads: H, attention heads; divides d_model. Of feedback, feedback_plain, transformer_xl and gtrxl.
-        window: M, memory slots: how many steps back a layer can look directly. Of those with heads.
-        d_feedforward: Width inside a feed-forward block; null means 2 d_model. Of those with heads, and memoryless.
+        n_heads: H, attention heads; divides d_model. Of those with attention.
+        window: M, memory slots: how many steps back a layer can look directly. Of feedback, feedback_plain,
+            transformer_xl and gtrxl.
+        d_feedforward: Width inside a feed-forward block; null means 2 d_model. Of all but gru and lstm.
         form: What computes feedback's scan; all forms learn the same. compiled is machine code for a CPU, the fastest
             there, and needs pip install fbrl[compiled]; triton is kernels for an NVIDIA GPU, the fastest there; fast is
             PyTorch's, and plain the definition, slower, for comparison. auto takes compiled or triton where they can be

@@ -16,7 +16,9 @@ from fbrl import MemoryPPO
 from fbrl.cores.core import Core
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
+from fbrl.cores.linear_attention import LinearAttention
 from fbrl.cores.memoryless import Memoryless
+from fbrl.cores.mingru import MinGRU
 from fbrl.cores.rnn import GRU, LSTM
 from fbrl.cores.transformer_xl import TransformerXL
 
@@ -33,6 +35,8 @@ CORES: dict[str, tuple[type[Core], dict[str, Any]]] = {
     "fast": (FastFeedbackTransformer, SIZES),
     "gru": (GRU, RNN_SIZES),
     "lstm": (LSTM, RNN_SIZES),
+    "mingru": (MinGRU, RNN_SIZES),
+    "linear_attention": (LinearAttention, RNN_SIZES | {"n_heads": 2}),
     "transformer_xl": (TransformerXL, SIZES),
     "gtrxl": (TransformerXL, SIZES | {"gate": True}),
     "memoryless": (Memoryless, RNN_SIZES),

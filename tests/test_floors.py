@@ -50,6 +50,8 @@ FLOORS = {
     "fbrl.cores.rnn": 2,
     "fbrl.cores.transformer_xl": 2,
     "fbrl.cores.memoryless": 2,
+    "fbrl.cores.mingru": 3,
+    "fbrl.cores.linear_attention": 3,
     "fbrl.sequences": 3,
     "fbrl.cores.names": 7,
     "fbrl.policy": 7,

@@ -46,7 +46,17 @@ from experiment.environments import make_envs
 from fbrl import MemoryPPO
 from fbrl.export import METADATA, save_onnx
 
-CORES = ("feedback", "keys_values", "gru", "lstm", "transformer_xl", "gtrxl", "memoryless")
+CORES = (
+    "feedback",
+    "keys_values",
+    "gru",
+    "lstm",
+    "mingru",
+    "linear_attention",
+    "transformer_xl",
+    "gtrxl",
+    "memoryless",
+)
 BATCHES = (1, 16)
 PARITY = 1000  # steps
 PREDICT, EXPORTED = "predict", "onnxruntime"

@@ -9,7 +9,9 @@ from typing import Any
 from fbrl.cores.core import Core
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
+from fbrl.cores.linear_attention import LinearAttention
 from fbrl.cores.memoryless import Memoryless
+from fbrl.cores.mingru import MinGRU
 from fbrl.cores.rnn import GRU, LSTM
 from fbrl.cores.transformer_xl import TransformerXL
 
@@ -19,6 +21,8 @@ CORES: dict[str, tuple[type[Core], dict[str, Any]]] = {
     "feedback_plain": (FeedbackTransformer, {}),
     "gru": (GRU, {}),
     "lstm": (LSTM, {}),
+    "mingru": (MinGRU, {}),
+    "linear_attention": (LinearAttention, {}),
     "transformer_xl": (TransformerXL, {"gate": False}),
     "gtrxl": (TransformerXL, {"gate": True}),
     "memoryless": (Memoryless, {}),

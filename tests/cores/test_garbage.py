@@ -6,6 +6,8 @@ import torch
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.cores.feedback_passes import parallel_passes
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
+from fbrl.cores.linear_attention import LinearAttention
+from fbrl.cores.mingru import MinGRU
 from fbrl.cores.rnn import GRU, LSTM
 from fbrl.cores.transformer_xl import TransformerXL
 from fbrl.memory import Memory
@@ -20,6 +22,8 @@ CORES = {
     "gtrxl": (TransformerXL, SIZES | {"gate": True}),
     "gru": (GRU, {"d_model": D, "n_layers": 2}),
     "lstm": (LSTM, {"d_model": D, "n_layers": 2}),
+    "mingru": (MinGRU, {"d_model": D, "n_layers": 2}),
+    "linear_attention": (LinearAttention, {"d_model": D, "n_layers": 2, "n_heads": 2}),
 }
 GARBAGE = [1e30, torch.nan, torch.inf, -torch.inf]
 

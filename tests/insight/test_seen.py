@@ -36,7 +36,8 @@ def test_it_is_the_policy_s_own(core):
     expected = (probs * np.log(probs / without.numpy())).sum(axis=1)
     np.testing.assert_allclose(seen.effect, expected, atol=1e-5)
     assert (seen.effect.max() > 1e-4) == (core != "memoryless")
-    assert (seen.attention is not None) == attends(model.policy.core) == (core not in ("gru", "lstm", "memoryless"))
+    reads_slots = core in ("plain", "fast", "transformer_xl", "gtrxl")
+    assert (seen.attention is not None) == attends(model.policy.core) == reads_slots
     assert (seen.written is not None) == (core in ("plain", "fast"))
 
 
