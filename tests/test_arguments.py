@@ -74,6 +74,47 @@ def test_classes_that_are_none(kwargs, message):
         MemoryPPO("MlpPolicy", vec(2), policy_kwargs=kwargs)
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "expected"),
+    [
+        ({}, {"fused": True, "eps": 1e-5}),
+        ({"optimizer_kwargs": {"weight_decay": 0.1}}, {"fused": True, "eps": 1e-8, "weight_decay": 0.1}),
+        ({"optimizer_kwargs": {"foreach": False}}, {"fused": None, "foreach": False}),
+        ({"optimizer_kwargs": {"fused": False}}, {"fused": False}),
+        ({"optimizer_class": torch.optim.AdamW}, {"fused": True, "eps": 1e-8}),
+        ({"optimizer_class": torch.optim.SGD}, {"fused": None}),
+    ],
+)
+def test_the_optimiser_is_fused_where_nothing_else_is_said(kwargs, expected, tmp_path):
+    """And stays so in a file; epsilon is as in Stable-Baselines3, which sets it where nothing is given."""
+    model = make_model(policy_kwargs=kwargs)
+    theirs = PPO("MlpPolicy", vec(2), policy_kwargs=dict(kwargs)).policy.optimizer
+    collect(model)
+    model.train()
+    model.save(tmp_path / "agent")
+    for found in (model, MemoryPPO.load(tmp_path / "agent")):
+        optimizer = found.policy.optimizer
+        group = optimizer.param_groups[0]
+        assert type(optimizer) is type(theirs)
+        assert group.get("eps") == theirs.param_groups[0].get("eps")
+        assert {key: group.get(key) for key in expected} == expected
+
+
+def test_a_fused_step_is_the_step():
+    """Up to rounding; over some steps, of every parameter of a policy."""
+    after = []
+    for kwargs in ({}, {"eps": 1e-5, "fused": False}):
+        torch.manual_seed(0)
+        model = make_model(policy_kwargs={"optimizer_kwargs": kwargs or None})
+        for _ in range(3):
+            for parameter in model.policy.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            model.policy.optimizer.step()
+        after.append(dict(model.policy.named_parameters()))
+    for name, parameter in after[0].items():
+        torch.testing.assert_close(parameter, after[1][name], rtol=0, atol=1e-6)
+
+
 def test_the_policy_of_dicts_for_what_is_no_dict():
     with pytest.raises(
         ValueError, match=r"^MultiInputPolicy reads a Dict; MlpPolicy and CnnPolicy read others, got Box$"
