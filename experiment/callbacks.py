@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiment.checkpoints import save_alone, save_checkpoint
-from experiment.distributed import in_any, rank
+from experiment.distributed import in_any, rank, say
 from experiment.settings import Settings
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.figures import log_rollout
@@ -93,6 +93,11 @@ class Checkpoint(BetweenUpdates):
             self.next = self.model.num_timesteps + self.every
             self.save()
             self.stopped = stop
+
+    def ask_to_stop(self) -> None:
+        """Asks for a checkpoint after this update, and the end."""
+        self.stop_asked = True
+        say("\nsaving after this update (once more to stop at once) ...", file=sys.stderr)
 
     def save(self) -> None:
         """Saves now."""

@@ -40,6 +40,7 @@ class Evaluate(BetweenUpdates):
         stop_at: ends the training once this success rate is reached.
         deterministic: take the most probable actions, do not sample.
         stopped: asked in every step; true ends an evaluation, of which nothing is then written.
+        told: called with every line that was written.
     """
 
     def __init__(
@@ -52,11 +53,12 @@ class Evaluate(BetweenUpdates):
         stop_at: float | None = None,
         deterministic: bool = True,
         stopped: Callable[[], bool] = lambda: False,
+        told: Callable[[dict[str, Any]], None] = lambda line: None,
     ) -> None:
         super().__init__()
         self.env, self.file, self.best_file = env, folder / "evaluations.jsonl", folder / "best.zip"
         self.every, self.episodes, self.seed, self.stop_at = every, episodes, seed, stop_at
-        self.deterministic, self.stopped = deterministic, stopped
+        self.deterministic, self.stopped, self.told = deterministic, stopped, told
         self.reached = False
 
     @property
@@ -65,7 +67,7 @@ class Evaluate(BetweenUpdates):
         return self._best[1]
 
     def _on_training_start(self) -> None:
-        lines = _read_lines(self.file)
+        lines = read_lines(self.file)
         self._best = self._best_so_far(lines)
         # evaluations of steps after the checkpoint that is resumed are made again
         self.lines = [line for line in lines if line["timesteps"] <= self.model.num_timesteps]
@@ -135,12 +137,14 @@ class Evaluate(BetweenUpdates):
         self.lines = [one for one in self.lines if one["timesteps"] != line["timesteps"]] + [line]
         self._write_lines()
         self.reached = self._is_enough(line)
+        self.told(line)
 
     def _is_enough(self, line: dict[str, Any]) -> bool:
         return self.stop_at is not None and line["success"] is not None and bool(line["success"] >= self.stop_at)
 
 
-def _read_lines(file: Path) -> list[dict[str, Any]]:
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The evaluations in a run's ``evaluations.jsonl``; none where there is no such file."""
     lines = []
     for text in file.read_text().splitlines() if file.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):  # what a killed process of an earlier version left unfinished

@@ -68,15 +68,8 @@ FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]|[ .]$')  # in a name, on Windows
 
 def check(settings: Settings) -> None:
     """Raises SettingsError, naming the setting, what was given and what is allowed."""
-    _check_types(settings)
+    check_each(settings)
     env, core, ppo, run = settings.env, settings.core, settings.ppo, settings.run
-    for allowed, holds, names in RULES:
-        for name in names:
-            group, _, key = name.partition(".")
-            value = getattr(getattr(settings, group), key)
-            if value is not None and not holds(value):
-                raise SettingsError(f"{name} must be {allowed}, got {value}")
-    _check_most(settings)
     _check_name(settings.run.name)
     for name, value in {"ppo.n_steps": ppo.n_steps, "ppo.batch_size": ppo.batch_size}.items():
         if value < 1 or value % ppo.seq_len:
@@ -103,6 +96,18 @@ def check(settings: Settings) -> None:
     has_heads = core.name in CORES and "n_heads" in core_kwargs(core.name, asdict(core))
     if has_heads and core.d_model % core.n_heads:
         raise SettingsError(f"core.n_heads must divide core.d_model = {core.d_model}, got {core.n_heads}")
+
+
+def check_each(settings: Settings) -> None:
+    """As ``check``, but of each number by itself only: its type and its range, not how it fits the others."""
+    _check_types(settings)
+    for allowed, holds, names in RULES:
+        for name in names:
+            group, _, key = name.partition(".")
+            value = getattr(getattr(settings, group), key)
+            if value is not None and not holds(value):
+                raise SettingsError(f"{name} must be {allowed}, got {value}")
+    _check_most(settings)
 
 
 def _check_types(settings: Settings) -> None:

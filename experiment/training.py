@@ -6,10 +6,10 @@ import contextlib
 import dataclasses
 import shlex
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from stable_baselines3 import PPO
@@ -39,6 +39,7 @@ from experiment.evaluating import Evaluate
 from experiment.events import logger_to, pending, trim
 from experiment.guests import Guests, find, invite
 from experiment.insight import check_recordable
+from experiment.interrupts import Interrupted, asked_to_stop
 from experiment.parsing import load_settings
 from experiment.randomness import apart
 from experiment.rules import check_device
@@ -52,41 +53,18 @@ from fbrl.finite import NotFiniteError
 from fbrl.normalizing import frozen
 
 FINAL_EPISODES = 200
+Watch = Callable[[dict[str, Any]], bool]  # is told of each evaluation; true ends the training
 EVALUATION_SEED, FINAL_SEED = 1_000_000, 2_000_000  # beyond run.seed: evaluations on the way, and the last one
 
 
-class Interrupted(Exception):
-    """The training was asked to stop, and saved first; holds the number of steps."""
-
-
-@contextlib.contextmanager
-def saving_on_interrupt(checkpoint: Checkpoint) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a closed terminal ask for a checkpoint and the end; a second one ends at once."""
-
-    def ask(number: int, frame: object) -> None:
-        checkpoint.stop_asked = True
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        say("\nsaving after this update (once more to stop at once) ...", file=sys.stderr)
-
-    heard = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else started with nohup
-        heard.append(signal.SIGHUP)
-    before = {number: signal.signal(number, ask) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def learn(model: PPO, settings: Settings, folder: Path) -> None:
+def learn(model: PPO, settings: Settings, folder: Path, watch: Watch | None = None) -> None:
     """Trains up to ``ppo.timesteps``, evaluating and saving on the way.
 
     Whatever is raised meanwhile, the agent as of the last finished update is saved first, and a note on the error says
     how to go on.
 
     Raises:
-        Interrupted: after an interrupt.
+        Interrupted: after an interrupt, or where ``watch`` ended it.
     """
     first, env, run = rank() == 0, settings.env, settings.run
     for core in model.policy.modules():
@@ -107,7 +85,7 @@ def learn(model: PPO, settings: Settings, folder: Path) -> None:
                 stack.enter_context(closed_after(eval_env))
                 if (normalized := model.get_vec_normalize_env()) is not None:
                     eval_env = frozen(eval_env, normalized)
-                evaluate = _evaluate(settings, folder, eval_env, checkpoint)
+                evaluate = _evaluate(settings, folder, eval_env, checkpoint, watch)
             _learn(model, settings, checkpoint, finished, evaluate, guests)
     except Interrupted:
         raise
@@ -123,8 +101,12 @@ def learn(model: PPO, settings: Settings, folder: Path) -> None:
         files.write(folder / "finished", b"")
 
 
-def _evaluate(settings: Settings, folder: Path, env: VecEnv, checkpoint: Checkpoint) -> Evaluate:
+def _evaluate(settings: Settings, folder: Path, env: VecEnv, checkpoint: Checkpoint, watch: Watch | None) -> Evaluate:
     run = settings.run
+
+    def told(line: dict[str, Any]) -> None:
+        checkpoint.stop_asked |= watch is not None and watch(line)
+
     return Evaluate(
         env,
         folder,
@@ -134,6 +116,7 @@ def _evaluate(settings: Settings, folder: Path, env: VecEnv, checkpoint: Checkpo
         run.stop_at_success,
         run.eval_deterministic,
         lambda: checkpoint.stop_asked,
+        told,
     )
 
 
@@ -155,7 +138,7 @@ def _learn(
         callbacks = [finished, evaluate, *callbacks, MemoryFigures(), RolloutFigures(), board, guests]
     if ppo.ent_coef_end is not None:
         callbacks.append(EntropySchedule(ppo.ent_coef, ppo.ent_coef_end))
-    with saving_on_interrupt(checkpoint), contextlib.closing(bar), in_parallel(model):
+    with asked_to_stop(checkpoint.ask_to_stop), contextlib.closing(bar), in_parallel(model):
         if evaluate is not None and run.stop_at_success is not None and model.num_timesteps == 0:
             evaluate.look_for_success(model)
         model.learn(ppo.timesteps - model.num_timesteps, TimeShares(callbacks), reset_num_timesteps=False)
@@ -187,8 +170,15 @@ def again(folder: Path) -> str:
     return f"{launcher()} train_agent.py --resume {shlex.quote(str(folder))}"
 
 
-def train(settings: Settings, resume: Path | None = None) -> Path:
-    """One run from its start, or from its last checkpoint, to its end; returns its folder."""
+def train(settings: Settings, resume: Path | None = None, watch: Watch | None = None) -> Path:
+    """One run from its start, or from its last checkpoint, to its end; returns its folder.
+
+    ``watch`` is called with the line of every evaluation. Where it returns true, the training saves and ends there.
+
+    Raises:
+        Interrupted: with ``watch`` only, where it or an interrupt ended the training early.
+        SystemExit: without ``watch``, after an interrupt, with code 130.
+    """
     mine = share(settings)
     check_device("run.device", mine.run.device)  # here only: where an agent is evaluated is another matter
     for path in mine.run.callbacks:
@@ -213,7 +203,7 @@ def train(settings: Settings, resume: Path | None = None) -> Path:
             stack.enter_context(closed_after(model.env))
         else:
             _begin(model, settings, folder, resume)
-        _learn_or_say(model, settings, folder)
+        _learn_or_say(model, settings, folder, watch)
     return folder
 
 
@@ -251,11 +241,13 @@ def _note_on_going_on(settings: Settings, folder: Path, timesteps: int) -> None:
     note_resumed(folder, timesteps)
 
 
-def _learn_or_say(model: PPO, settings: Settings, folder: Path) -> None:
+def _learn_or_say(model: PPO, settings: Settings, folder: Path, watch: Watch | None) -> None:
     """Learns; where an interrupt or the loss of a process ends that early, says how to go on."""
     try:
-        learn(model, settings, folder)
+        learn(model, settings, folder, watch)
     except Interrupted as stop:
+        if watch is not None:  # which knows why, and says it
+            raise
         # the others wait until it is printed: torchrun ends all processes once one of them has ended with an error
         line = f"{folder}: saved at {stop.args[0]:,} steps; go on with: {again(folder)}"
         of_first(partial(print, line, flush=True))

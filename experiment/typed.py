@@ -50,6 +50,11 @@ def is_text(hint: Any) -> bool:
     return str in _options(hint)
 
 
+def number_kind(hint: Any) -> type[float] | type[int] | None:
+    """``float`` or ``int`` where the type is a number, or null; None where it is something else."""
+    return next((kind for kind in (float, int) if kind in _options(hint)), None)
+
+
 def shown(value: Any) -> str:
     """A value as a YAML file says it, cut where it is long."""
     if value is None or isinstance(value, bool):

@@ -104,7 +104,14 @@ FLOORS = {
     "experiment.diagnosing": 21,
     "experiment.guests": 16,
     "experiment.board": 21,
+    "experiment.interrupts": 13,
     "experiment.training": 22,
+    "experiment.space": 17,
+    "experiment.study": 18,
+    "experiment.findings": 19,
+    "experiment.trials": 23,
+    "experiment.workers": 23,
+    "experiment.tuning": 24,
 }
 
 # what a package may import of the others, besides itself
