@@ -55,7 +55,7 @@ def write_best(study: Study, number: int) -> Path:
     """Writes a trial's settings as a configuration, which trains where and how the study's own would."""
     settings = with_values(study.settings, study.values(number))
     noted = study.frozen(number).user_attrs
-    good = f"{noted['measure']} {noted['best']:.3f}, {noted['mean']:.3f} on average over the training"
+    good = f"{noted['measure']} {noted['best']:.3f}, a mean of {noted['mean']:.3f} over the training"
     head = f"# Trial {number} of {study.folder}: {good}.\n"
     file = study.folder / "best.yaml"
     files.write(file, head + yaml.safe_dump(asdict(settings), sort_keys=False))
@@ -67,7 +67,7 @@ def table(study: Study) -> str:
     finished = [trial for trial in study.optuna.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     finished.sort(key=lambda trial: (-(trial.value or 0.0), trial.number))
     noted = finished[0].user_attrs
-    rows = [["trial", noted["measure"], "on average", "value", *(name.partition(".")[2] for name in study.space)]]
+    rows = [["trial", noted["measure"], "mean", "value", *(name.partition(".")[2] for name in study.space)]]
     for trial in finished[:ROWS]:
         numbers = [f"{trial.user_attrs['best']:.3f}", f"{trial.user_attrs['mean']:.3f}", f"{trial.value:.4f}"]
         rows.append([str(trial.number), *numbers, *map(_short, study.values(trial.number).values())])

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,11 +76,12 @@ class Reports:
     Args:
         trial: the trial.
         settings: its run's.
+        known: the steps that it has reported before.
     """
 
-    def __init__(self, trial: optuna.Trial, settings: Settings) -> None:
+    def __init__(self, trial: optuna.Trial, settings: Settings, known: Iterable[int] = ()) -> None:
         self.trial, self.settings, self.pruned = trial, settings, False
-        self._known = set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
+        self._known = set(known)
 
     def __call__(self, line: dict[str, Any]) -> bool:
         """Reports an evaluation; true where the training is to end, which a last one never is."""
@@ -106,7 +107,7 @@ def run_trial(study: Study, number: int) -> bool:
     """
     try:
         settings = study.settings_of(number)
-        reports = Reports(study.trial(number), settings)
+        reports = Reports(study.trial(number), settings, study.frozen(number).intermediate_values)
         folder = run_path(settings)
         if not (folder / "finished").exists():
             train(settings, folder if (folder / "last.zip").is_file() else None, reports)
@@ -141,10 +142,8 @@ def said_of(study: Study, number: int) -> str:
     if trial.state.name == "PRUNED":
         return f"trial {number}: pruned after {noted['timesteps']:,} steps, best {noted['measure']} {noted['best']:.3f}"
     first = study.optuna.best_trial.number == number
-    curve = (
-        f"{noted['measure']} {noted['best']:.3f}, on average {noted['mean']:.3f}, after {noted['timesteps']:,} steps"
-    )
-    return f"trial {number}: {curve}; value {trial.value:.4f}{', the best so far' if first else ''}"
+    good = f"{noted['measure']} {noted['best']:.3f}, mean {noted['mean']:.3f}, value {trial.value:.4f}"
+    return f"trial {number}: {good}, after {noted['timesteps']:,} steps{'; the best so far' if first else ''}"
 
 
 def _end_with(parent: int) -> None:

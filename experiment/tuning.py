@@ -8,6 +8,8 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
 from experiment import files
 from experiment.agents import make_model
 from experiment.distributed import say
@@ -24,6 +26,7 @@ from experiment.study import Study, begin, check_same, study_folder
 from experiment.trials import run_trial, said_of
 from experiment.workers import INTERRUPTED, Workers
 
+STEPS = 50  # that the observations are looked at
 NEEDS = ("optuna", "matplotlib")
 
 
@@ -82,10 +85,13 @@ def space_of(settings: Settings, file: Path | None) -> Space:
 
 
 def pays_novelty(settings: Settings) -> bool:
-    """Whether the task can pay the bonus for new observations."""
+    """Whether the task can pay the bonus for new observations, as far as some steps show."""
     try:
         with closed_after(make_envs(replace(settings.env, novelty=1.0), settings.run.seed, 1)) as env:
             env.reset()
+            env.action_space.seed(settings.run.seed)
+            for _ in range(0 if settings.env.action_masks else STEPS):  # else not every action is allowed
+                env.step(np.array([env.action_space.sample()]))
     except ValueError:  # SettingsError and NoveltyError
         return False
     return True
