@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -126,6 +127,7 @@ def tune(settings: Settings, how: How, again: str) -> None:
             error.add_note(f"the study goes on with: {again}")
             raise
         if code not in (0, INTERRUPTED):
+            say(f"stopped by the error above; go on with: {again}", file=sys.stderr)
             raise SystemExit(code)
         try:
             say(write_findings(study))

@@ -14,7 +14,9 @@ pytest.importorskip("optuna")
 
 from experiment import files
 from experiment.parsing import load_settings
+from experiment.settings import SettingsError
 from experiment.study import Study
+from experiment.tuning import train_all
 from tests.test_train_agent import SIGINT_BEFORE, TINY, assert_refused
 
 SCRIPT = Path(__file__).parents[1] / "tune_agent.py"
@@ -63,19 +65,19 @@ def test_a_study_goes_on_and_its_best_settings_are_trained(run, tune, tmp_path):
     assert "trial 2: " in out
     assert "trial 1: " not in out
     assert len(Study(folder).optuna.get_trials()) == 3
-    before = (folder / "study.db").read_bytes()
     assert tune("--trials=3", ONE)[0] == 0  # nothing is left to do
     assert len(Study(folder).optuna.get_trials()) == 3
     assert {"best.yaml", "space.yaml", "study.db", "history.png", "slice.png", "trial_0002"} <= {
         path.name for path in folder.iterdir()
     }
-    assert len(before) > 0
     code, out, _ = run("--config", folder / "best.yaml", script=SCRIPT.with_name("train_agent.py"))
     assert code == 0
     assert (tmp_path / "runs" / "TMaze-v0_feedback_0" / "finished").exists()
 
-    again = run("--config", folder / "best.yaml", "--trials=3", ONE)
-    assert_refused(again, f"{folder}: this study was begun with ")
+    other = tune("--trials=4", ONE, "--core.window=7")
+    assert_refused(
+        other, f"{folder}: this study was begun with core.window 4, got 7; another run.name begins a new one"
+    )
 
 
 def test_the_space_that_was_searched_can_be_given_again(tune, space, tmp_path):
@@ -145,7 +147,7 @@ def test_without_what_it_needs_the_extra_is_named(tune, monkeypatch, tmp_path, n
 
 
 @pytest.mark.skipif(SIGINT_BEFORE == signal.SIG_IGN, reason="Ctrl-C is ignored in a background job")
-def test_ctrl_c_in_a_terminal_saves_the_trials_of_all_workers(space, tmp_path):
+def test_ctrl_c_in_a_terminal_saves_the_trials_of_all_workers_and_they_go_on(space, monkeypatch, tmp_path):
     """Reaches the whole process group, as a terminal's does."""
     arguments = [*TINY, f"--run.folder={tmp_path}", "--run.name=mine", "--trials=4", "--workers=2", f"--space={space}"]
     long = ["--ppo.timesteps=1000000", "--run.eval_every=1000000", "--run.checkpoint_every=1000000"]
@@ -164,7 +166,7 @@ def test_ctrl_c_in_a_terminal_saves_the_trials_of_all_workers(space, tmp_path):
         process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert out.splitlines()[-1].startswith("stopped; go on with: python tune_agent.py --env.kwargs=")
+    assert out.splitlines()[-1].startswith("stopped; go on with: python tune_agent.py '--env.kwargs={corridor: 3}' ")
     assert "no trial has finished so far" in out
     study = Study(folder)
     assert [trial.state.name for trial in study.optuna.get_trials()] == ["RUNNING", "RUNNING"]
@@ -172,3 +174,12 @@ def test_ctrl_c_in_a_terminal_saves_the_trials_of_all_workers(space, tmp_path):
         run = folder / f"trial_000{number}"
         assert load_settings(run / "config.yaml") == study.settings_of(number)
         assert not (run / ".lock").exists()  # its process has ended
+
+    def go_on(settings, resume, watch):
+        resumed.append(resume)
+        raise SettingsError("enough")
+
+    resumed = []
+    monkeypatch.setattr("experiment.trials.train", go_on)
+    assert train_all(study, 2, 1) == 0
+    assert resumed == [folder / "trial_0000", folder / "trial_0001"]

@@ -1,11 +1,9 @@
 """Studies: real ones of a few trials on a tiny T-maze, and what is worked out by hand of scores and reports."""
 
-import itertools
 import os
 import signal
 import sqlite3
 import subprocess
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -21,10 +19,11 @@ from experiment.callbacks import MemoryFigures
 from experiment.findings import table, write_findings
 from experiment.parsing import load_settings
 from experiment.settings import CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings, SettingsError
+from experiment.space import read_space
 from experiment.study import DATABASE, Study, begin, study_folder
 from experiment.training import train
 from experiment.trials import Reports, main, run_trial, said_of, score
-from experiment.tuning import How, pays_novelty, train_all, tune
+from experiment.tuning import How, pays_novelty, tune
 from fbrl.vec_env import TaskError
 
 SPACE = {
@@ -321,17 +320,15 @@ def test_where_nothing_has_finished_it_is_said(tmp_path):
 
 def test_two_workers_on_one_study(tmp_path, capfd):
     settings = configuration(tmp_path)
-    tune(settings, How(3, write_space(tmp_path), workers=2, startup=4), AGAIN)
+    tune(settings, How(2, write_space(tmp_path), workers=2), AGAIN)
     study = Study(study_folder(settings))
-    assert states(study) == ["COMPLETE"] * 3
-    assert all((study.folder / f"trial_{number:04}" / "finished").exists() for number in range(3))
+    assert states(study) == ["COMPLETE"] * 2
+    assert all((study.folder / f"trial_{number:04}" / "finished").exists() for number in range(2))
     out = capfd.readouterr().out
-    assert all(f"trial {number}: success" in out for number in range(3))
-    begun = [trial.datetime_start for trial in study.optuna.get_trials()]
-    ended = [trial.datetime_complete for trial in study.optuna.get_trials()]
-    assert any(
-        begun[a] < ended[b] and begun[b] < ended[a] for a, b in itertools.combinations(range(3), 2)
-    )  # at the same time
+    assert all(f"trial {number}: success" in out for number in range(2))
+    one, other = study.optuna.get_trials()
+    assert one.datetime_start < other.datetime_complete  # at the same time
+    assert other.datetime_start < one.datetime_complete
 
 
 def test_a_worker_that_is_killed_fails_its_trial_and_another_goes_on(tmp_path, monkeypatch, capfd):
@@ -346,52 +343,21 @@ def test_a_worker_that_is_killed_fails_its_trial_and_another_goes_on(tmp_path, m
 
     monkeypatch.setattr("experiment.workers.subprocess.Popen", start)
     settings = configuration(tmp_path)
-    tune(settings, How(3, write_space(tmp_path), workers=2), AGAIN)
+    tune(settings, How(2, write_space(tmp_path), workers=2), AGAIN)
     study = Study(study_folder(settings))
-    assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert states(study) == ["FAIL", "COMPLETE"]
     assert "trial 0: failed: its process was ended by signal 9" in capfd.readouterr().out
-
-
-def test_an_interrupt_reaches_every_worker_and_the_study_goes_on(tmp_path, monkeypatch, capfd):
-    base = configuration(tmp_path)
-    settings = replace(base, ppo=replace(base.ppo, timesteps=64_000), run=replace(base.run, eval_every=64_000))
-    folder, sleep = study_folder(settings), time.sleep
-
-    def interrupt(seconds):
-        sleep(seconds)
-        if not interrupted and all((folder / f"trial_000{n}" / "last.zip").exists() for n in range(2)):
-            interrupted.append(True)
-            sleep(1)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    interrupted = []
-    monkeypatch.setattr("experiment.workers.time.sleep", interrupt)
-    with pytest.raises(SystemExit) as stop:
-        tune(settings, How(4, write_space(tmp_path), workers=2), AGAIN)
-    assert stop.value.code == 130
-    assert capfd.readouterr().out.endswith(f"stopped; go on with: {AGAIN}\n")
-    study = Study(folder)
-    assert states(study) == ["RUNNING", "RUNNING"]
-    with files.held(folder / "trial_0000"), files.held(folder / "trial_0001"):  # no process is left
-        assert not (folder / "trial_0000" / "finished").exists()
-
-    def go_on(settings, resume, watch):
-        resumed.append(resume)
-        raise SettingsError("enough")
-
-    resumed = []
-    monkeypatch.setattr("experiment.trials.train", go_on)
-    assert train_all(study, 2, 1) == 0
-    assert resumed == [folder / "trial_0000", folder / "trial_0001"]
 
 
 def test_an_error_in_a_worker_ends_the_study_with_its_code(tmp_path, capfd):
     settings = configuration(tmp_path)
-    study = study_in(study_folder(settings), settings)
-    with files.held(study.folder / "trial_0000"):  # as another program would
-        assert study.ask(1) == 0
-        assert train_all(study, 1, 2) == 2
-    assert "error: " in capfd.readouterr().err
+    study = study_in(study_folder(settings), settings, read_space(write_space(tmp_path)))
+    with files.held(study.folder / "trial_0000"), pytest.raises(SystemExit) as stop:  # as another program would
+        tune(settings, How(1, write_space(tmp_path), workers=2), AGAIN)
+    assert stop.value.code == 2
+    said = capfd.readouterr().err.splitlines()
+    assert said[0] == f"error: {study.folder / 'trial_0000'}: another process is training in it"
+    assert said[1] == f"stopped by the error above; go on with: {AGAIN}"
     assert states(study) == ["RUNNING"]
 
 
