@@ -75,6 +75,11 @@ FLOORS = {
     "fbrl.insight.diagnosis": 13,
     "fbrl.insight.charts": 14,
     "fbrl.export": 10,
+    "fbrl.hub": 0,
+    "fbrl.hub.agent": 0,
+    "fbrl.hub.card": 0,
+    "fbrl.hub.transfer": 1,
+    "fbrl.hub.__main__": 2,
     "fbrl": 11,  # the roof: hands out the public names, and nothing below imports it
     "experiment": 13,
     "experiment.files": 13,

@@ -35,7 +35,7 @@ def test_the_oldest_versions_are_those_of_setup_cfg():
     setup.read(ROOT / "setup.cfg")
     extras = setup["options.extras_require"]
     asked = [setup["options"]["install_requires"], *(extras[name] for name in ("minigrid", "train", "compiled"))]
-    asked += [extras[name] for name in ("popgym", "diagnose", "tune", "dev")]
+    asked += [extras[name] for name in ("popgym", "hub", "diagnose", "tune", "dev")]
     bounds = dict(re.findall(r"^([\w-]+)(?:\[\w+\])?>=([\d.]+)", "\n".join(asked), flags=re.MULTILINE))
     tools = {"mypy", "pre-commit", "ruff", "types-PyYAML"}
     pins = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-oldest.txt").read_text(), flags=re.MULTILINE))
