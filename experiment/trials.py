@@ -146,7 +146,7 @@ def said_of(study: Study, number: int) -> str:
     return f"trial {number}: {good}, after {noted['timesteps']:,} steps{'; the best so far' if first else ''}"
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Asks this process to save and end once its parent is gone, as after a kill."""
 
     def watch() -> None:
@@ -160,7 +160,7 @@ def _end_with(parent: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """A worker's process: ``python -m experiment.trials FOLDER NUMBER PARENT``; exit code 130 after an interrupt."""
     folder, number, parent = sys.argv[1:] if arguments is None else arguments
-    _end_with(int(parent))
+    end_with(int(parent))
     with reporting():
         if not run_trial(Study(Path(folder)), int(number)):
             raise SystemExit(130)

@@ -4,6 +4,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from experiment.settings import CoreSettings, EnvSettings, PPOSettings, RunSetti
 from experiment.space import read_space
 from experiment.study import DATABASE, Study, begin, study_folder
 from experiment.training import train
-from experiment.trials import Reports, main, run_trial, said_of, score
+from experiment.trials import Reports, end_with, main, run_trial, said_of, score
 from experiment.tuning import How, pays_novelty, tune
 from fbrl.vec_env import TaskError
 
@@ -368,6 +369,17 @@ def test_a_process_of_a_worker_tells_what_became_of_its_trial(tmp_path):
     main([str(study.folder), "0", str(os.getppid())])
     assert states(study) == ["COMPLETE"]
     assert said_of(study, 0).endswith("after 192 steps; the best so far")
+
+
+def test_a_process_asks_itself_to_save_once_its_parent_is_gone(monkeypatch):
+    parents, asked, heard = iter([5, 5, 1]), [], threading.Event()
+    monkeypatch.setattr("experiment.trials.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("experiment.trials.os.getppid", lambda: next(parents))
+    monkeypatch.setattr("experiment.trials.os.kill", lambda *what: (asked.append(what), heard.set()))
+    end_with(5)
+    assert heard.wait(10)
+    assert asked == [(os.getpid(), signal.SIGTERM)]
+    assert list(parents) == []  # not sooner
 
 
 def test_a_run_that_had_finished_before_its_trial_was_told_is_not_trained_again(tmp_path, monkeypatch):
