@@ -80,6 +80,9 @@ FLOORS = {
     "fbrl.hub.card": 0,
     "fbrl.hub.transfer": 1,
     "fbrl.hub.__main__": 2,
+    "fbrl.zoo.sampler": 0,
+    "fbrl.zoo": 10,
+    "fbrl.zoo.__main__": 11,
     "fbrl": 11,  # the roof: hands out the public names, and nothing below imports it
     "experiment": 13,
     "experiment.files": 13,
