@@ -14,7 +14,7 @@ usage: python -m fbrl.zoo train|enjoy --algo {ALGO} --env ID ...
 
 The RL Zoo's train and enjoy, which take all other arguments: python -m fbrl.zoo train --help
 """
-REFUSES = ("fbrl", "rl_zoo3")  # whose errors are meant for the user
+REFUSES = ("fbrl", "rl_zoo3")
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
         print(USAGE, end="")
         return
     if name not in ("train", "enjoy"):
-        fail(f"the first argument must be train or enjoy, got {name or 'none'}")
+        fail(f"the first argument must be train or enjoy, got {name or 'nothing'}")
     try:
         register()
     except ModuleNotFoundError as error:
@@ -37,10 +37,12 @@ def main() -> None:
         arguments = with_hyperparameters(arguments)
     else:
         from rl_zoo3.enjoy import enjoy as script
-    sys.argv = [f"{sys.argv[0]} {name}", *arguments]
+    sys.argv = [f"fbrl.zoo {name}", *arguments]
     try:
         script()
-    except (AssertionError, ModuleNotFoundError, ValueError) as error:
+    except (AssertionError, FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in sys.argv:
+            fail(f"--gym-packages: there is no module {error.name}")
         if not is_refusal(error):
             raise
         fail(" ".join(str(error).split()))
@@ -61,9 +63,7 @@ def with_hyperparameters(arguments: list[str]) -> list[str]:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether fbrl or the zoo raised it on purpose, or it names a module of ``--gym-packages`` that is not there."""
-    if isinstance(error, ModuleNotFoundError):
-        return error.name in sys.argv
+    """Whether fbrl or the zoo raised it themselves, and not what they called: it is then meant for the user."""
     frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
     return frame.f_globals.get("__name__", "").partition(".")[0] in REFUSES
 
