@@ -19,6 +19,7 @@ def register() -> None:
     Raises:
         ModuleNotFoundError: where rl-zoo3 is not installed: ``pip install fbrl[zoo]``.
     """
+    import rl_zoo3  # noqa: F401  (first, so that it is what is said to be missing)
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
     from rl_zoo3.utils import ALGOS
 

@@ -1,4 +1,4 @@
-"""``python -m fbrl.zoo train|enjoy ...``: the RL Zoo's own scripts, with its own arguments, that know ``memory_ppo``."""
+"""``python -m fbrl.zoo train|enjoy ...``: the RL Zoo's own scripts, with their own arguments, and ``memory_ppo``."""
 
 from __future__ import annotations
 
