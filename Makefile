@@ -20,7 +20,7 @@ help:
 	@echo 'make train         train the agent of CONFIG ($(CONFIG)) and compare it with the memoryless control'
 	@echo 'make test          the tests, three minutes'
 	@echo 'make test-slow     the learning tests, minutes'
-	@echo 'make test-extras   installs EnvPool, Ray, Triton, ONNX (700 MB to download, 2 GB on disk) and runs their tests'
+	@echo 'make test-extras   installs EnvPool, Ray, Triton, ONNX, the RL Zoo (700 MB to download, 2 GB on disk) and runs their tests'
 	@echo 'make browser       installs Chromium where it is missing and apt-get may: the tests of the HTML page take it'
 	@echo 'make lint          ruff and mypy'
 	@echo 'make format        ruff, rewriting files'
@@ -36,7 +36,7 @@ $(INSTALLED): setup.cfg constraints.txt
 	touch $@
 
 $(EXTRAS): $(INSTALLED)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[envpool,onnx,ray,triton,video,wandb]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[envpool,onnx,ray,triton,video,wandb,zoo]'
 	touch $@
 
 $(DOCS): $(INSTALLED)
@@ -55,7 +55,7 @@ test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow and not gpu' --numprocesses=auto --durations=0
 
 test-extras: $(EXTRAS)
-	$(BIN)/python -m pytest -m 'not slow and not gpu' -k 'pool or test_ray or triton or onnx or mp4 or weights_and_biases'
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -k 'pool or test_ray or triton or onnx or mp4 or weights_and_biases or test_zoo'
 	$(BIN)/python -m pytest -m slow -k onnx
 
 browser:
