@@ -63,8 +63,8 @@ def success(folder, **kwargs):
 @needs_zoo
 def test_it_plays_with_the_memory_that_it_was_trained_with(tmp_path):
     """A T-maze cannot be solved in more than half of the episodes without what its first step showed."""
-    quick = ["n_steps:16", "seq_len:16", "batch_size:64", "learning_rate:3e-3", f"policy_kwargs:{QUICK}"]
-    train(tmp_path, *TMAZE, "--env-kwargs", "corridor:1", "-n", 4000, "--eval-freq", -1, "-params", *quick)
+    quick = ["n_steps:16", "seq_len:16", "batch_size:64", "learning_rate:'lin_3e-3'", f"policy_kwargs:{QUICK}"]
+    train(tmp_path, *TMAZE, "--env-kwargs", "corridor:1", "-n", 5000, "--eval-freq", -1, "-params", *quick)
     assert success(tmp_path) >= 98
     assert success(tmp_path, code=FORGETFUL) <= 65
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,20 +40,20 @@ def sample(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: di
     return given
 
 
-def converted(params: Mapping[str, Any]) -> dict[str, Any]:
+def converted(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """What ``sample`` drew, by the names of the trial's parameters, as keyword arguments of ``MemoryPPO``."""
-    core = {name: 2 ** params[f"{name}_pow"] for name in ("d_model", "n_heads", "window")}
-    seq_len = 2 ** params["seq_len_pow"]
+    core = {name: 2 ** sampled_params[f"{name}_pow"] for name in ("d_model", "n_heads", "window")}
+    seq_len = 2 ** sampled_params["seq_len_pow"]
     plain = ("learning_rate", "ent_coef", "clip_range", "n_epochs", "max_grad_norm")
     return {
-        **{name: params[name] for name in plain},
-        "gamma": 1 - params["one_minus_gamma"],
-        "gae_lambda": 1 - params["one_minus_gae_lambda"],
+        **{name: sampled_params[name] for name in plain},
+        "gamma": 1 - sampled_params["one_minus_gamma"],
+        "gae_lambda": 1 - sampled_params["one_minus_gae_lambda"],
         "seq_len": seq_len,
-        "n_steps": seq_len * 2 ** params["rollout_sequences_pow"],
-        "batch_size": seq_len * 2 ** params["batch_sequences_pow"],
+        "n_steps": seq_len * 2 ** sampled_params["rollout_sequences_pow"],
+        "batch_size": seq_len * 2 ** sampled_params["batch_sequences_pow"],
         "policy_kwargs": {
-            "core_kwargs": {"n_layers": params["n_layers"], **core},
-            "net_arch": list(HEADS[params["net_arch"]]),
+            "core_kwargs": {"n_layers": sampled_params["n_layers"], **core},
+            "net_arch": list(HEADS[sampled_params["net_arch"]]),
         },
     }
