@@ -39,10 +39,11 @@ COLUMNS = (
     *("task", "core", "seed", "steps", "success", "success_interval", "steps_to_95", "parameters", "steps_per_second"),
     *("suite", "finished", "exact", "episodes", "return", "success_zero_memory", "best_at"),
 )
-MANY = 6  # cores: of more, curves cannot be told apart
+MANY = 7  # cores: of more, curves cannot be told apart
 RIVAL = "lstm"  # what the probability of improvement is over
 ENOUGH = 3  # seeds of both cores, at least, before one is called better than the other
-COLOURS = ("feedback", "transformer_xl", "lstm", "gru", "memoryless", "frame_stack")  # alike in all pictures
+# alike in all pictures
+COLOURS = ("feedback", "transformer_xl", "lstm", "gru", "memoryless", "frame_stack", "mingru", "linear_attention")
 Result = dict[str, Any]
 
 
