@@ -14,13 +14,23 @@ from experiment.distributed import ProcessLost
 from experiment.files import FileError
 from experiment.parsing import fail, one_line
 from experiment.settings import SettingsError
+from fbrl.arguments import MaskError
 from fbrl.evaluation import AgentError
 from fbrl.finite import NotFiniteError
 from fbrl.novelty import NoveltyError
 from fbrl.vec_env import TaskError
 
 # errors of our own, whose message is all that there is to say
-EXPLAINED = (SettingsError, AgentError, FileError, NotFiniteError, NoveltyError, ProcessLost, StartStatesError)
+EXPLAINED = (
+    SettingsError,
+    AgentError,
+    FileError,
+    MaskError,
+    NotFiniteError,
+    NoveltyError,
+    ProcessLost,
+    StartStatesError,
+)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,10 @@ SET_BY_PPO = ("buffer_size", "observation_space", "action_space", "device", "gam
 SET_BY_US = ("seq_len", "passes")
 
 
+class MaskError(ValueError):
+    """An action mask that cannot be acted under; the message is one line."""
+
+
 class NoMemoryError(ValueError):
     """A policy without memory where one with memory is needed; the message is one line."""
 

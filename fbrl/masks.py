@@ -8,7 +8,7 @@ distributions are sb3-contrib's, which ``pip install fbrl[masks]`` brings.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -19,14 +19,17 @@ from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_suppo
 from stable_baselines3.common.distributions import Distribution, MultiCategoricalDistribution
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from fbrl.arguments import MaskError
 from fbrl.buffer import SequenceDictRolloutBuffer, SequenceRolloutBuffer
 from fbrl.cores.core import Actor, State
 from fbrl.finite import Observation
 from fbrl.policy import MemoryCnnPolicy, MemoryMultiInputPolicy, MemoryPolicy, goes_through_forward
 from fbrl.ppo import MemoryPPO
 from fbrl.sequences import Iterate, Sequences
+from fbrl.vec_env import FiniteVecEnv
 
 Arrays = tuple[np.ndarray[Any, Any], ...]
 
@@ -160,7 +163,8 @@ class MaskableMemoryPPO(MemoryPPO):
     Takes what ``MemoryPPO`` takes. sb3-contrib's ``MaskableEvalCallback`` evaluates it.
 
     Raises:
-        ValueError: where an environment has no ``action_masks``, or one allows nothing or is of another shape.
+        ValueError: where an environment has no ``action_masks``.
+        MaskError: where one allows nothing, which is named with its environment and step, or is of another shape.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -186,7 +190,8 @@ class MaskableMemoryPPO(MemoryPPO):
 
     def of_step(self, env: GymEnv) -> dict[str, Any]:
         """The masks of the step to come."""
-        return {"action_masks": masks_of(env, self.action_space)}
+        masks = masks_of(env, self.action_space, f" at step {self.num_timesteps // self.n_envs}")
+        return {"action_masks": masks}
 
     def predict(
         self,
@@ -228,29 +233,38 @@ class WithMasks:
         return self.agent.predict(observation, state, episode_start, deterministic, masks)
 
 
-def masks_of(env: GymEnv, action_space: spaces.Space[Any]) -> np.ndarray[Any, Any]:
+def masks_of(env: GymEnv, action_space: spaces.Space[Any], step: str = "") -> np.ndarray[Any, Any]:
     """What the environments allow now, (n_envs, choices) bool.
 
     Raises:
-        ValueError: where they have no ``action_masks``, or these are of another shape or allow nothing.
+        ValueError: where they have no ``action_masks``.
+        MaskError: where these are of another shape, or allow nothing: which environment's, and in which step, as far
+            as the environments know it, or ``step`` says.
     """
     if not is_masking_supported(env):
         raise ValueError("an environment has no action_masks(): wrap it in sb3-contrib's ActionMasker, or do not mask")
-    return check_masks(get_action_masks(env), action_space)
+    base = env.unwrapped
+    if isinstance(base, FiniteVecEnv):
+        return check_masks(get_action_masks(env), action_space, base.name)
+    one = "environment {}" if isinstance(env, VecEnv) else "the environment"
+    return check_masks(get_action_masks(env), action_space, f"{one}{step}".format)
 
 
-def check_masks(action_masks: Any, action_space: spaces.Space[Any]) -> np.ndarray[Any, Any]:
+def check_masks(
+    action_masks: Any, action_space: spaces.Space[Any], of: Callable[[int], str] = "row {}".format
+) -> np.ndarray[Any, Any]:
     """The masks (B, choices) as bool.
 
     Raises:
-        ValueError: where they are of another shape, or a part of an action has no choice that is allowed.
+        MaskError: where they are of another shape, or a part of an action has no choice that is allowed; ``of`` says
+            whose a row is.
     """
     dims, masks = choices(action_space), np.asarray(action_masks)
     if masks.ndim == 0 or masks.shape[-1] != sum(dims):
-        raise ValueError(f"action_masks must have {sum(dims)} entries for {action_space}, got the shape {masks.shape}")
+        raise MaskError(f"action_masks must have {sum(dims)} entries for {action_space}, got the shape {masks.shape}")
     masks = masks.reshape(-1, sum(dims)).astype(bool)
     for part, allowed in enumerate(np.split(masks, np.cumsum(dims)[:-1], axis=1)):
         if not (any_allowed := allowed.any(axis=1)).all():
             where = f" in part {part} of the action" if len(dims) > 1 else ""
-            raise ValueError(f"action_masks allow nothing{where}: row {int(np.argmin(any_allowed))}")
+            raise MaskError(f"action_masks of {of(int(np.argmin(any_allowed)))} allow nothing{where}")
     return masks

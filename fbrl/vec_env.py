@@ -68,7 +68,7 @@ class FiniteVecEnv(DummyVecEnv):
             parts = values.values() if isinstance(values, dict) else [values]
             rows = [np.isfinite(part).reshape(self.num_envs, -1).all(axis=1) for part in parts if index is None]
             which = int(np.argmin(np.all(rows, axis=0))) if index is None else index
-            raise NotFiniteError(f"{self._name(which)}: {error}") from None
+            raise NotFiniteError(f"{self.name(which)}: {error}") from None
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -77,10 +77,11 @@ class FiniteVecEnv(DummyVecEnv):
             yield
         except (Exception, SystemExit) as error:
             index = _index(error.__traceback__)
-            name = "an environment" if index is None else self._name(index)
+            name = "an environment" if index is None else self.name(index)
             raise TaskError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
-    def _name(self, index: int) -> str:
+    def name(self, index: int) -> str:
+        """An environment in words: its number, its task, and the step that it is at."""
         task = self.envs[index].unwrapped
         name = task.spec.id if task.spec is not None else type(task).__name__
         step = int(np.broadcast_to(self._steps, self.num_envs)[index])

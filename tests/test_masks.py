@@ -12,11 +12,13 @@ from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.wrappers import ActionMasker
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from fbrl.arguments import MaskError
 from fbrl.cores.rnn import GRU
 from fbrl.evaluation import play
 from fbrl.masks import MaskableMemoryPPO, check_masks, choices, masks_of
+from fbrl.vec_env import FiniteVecEnv
 from tests.tasks import CORES, DICT, SIZES, VECTOR, RandomTask, collect, sharpen
 
 SPACES = {
@@ -185,12 +187,52 @@ def test_predict_takes_one_mask_or_a_batch():
     ("masks", "message"),
     [
         (np.ones(4), r"action_masks must have 5 entries for MultiDiscrete\(\[3 2\]\), got the shape \(4,\)"),
-        (np.array([[1, 0, 0, 1, 1], [1, 1, 1, 0, 0]]), "allow nothing in part 1 of the action: row 1"),
+        (np.array([[1, 0, 0, 1, 1], [1, 1, 1, 0, 0]]), "action_masks of row 1 allow nothing in part 1 of the action"),
     ],
 )
 def test_masks_that_cannot_be_used(masks, message):
     with pytest.raises(ValueError, match=message):
         check_masks(masks, SPACES["multi_discrete"])
+
+
+class DeadEnd(RandomTask):
+    """Allows nothing from its second step on, in every second environment that is made; episodes of nine steps."""
+
+    made = 0
+
+    def __init__(self):
+        super().__init__()
+        self.is_open, DeadEnd.made = DeadEnd.made % 2 == 0, DeadEnd.made + 1
+
+    def action_masks(self):
+        return np.full(self.action_space.n, self.is_open or self.taken < 2)
+
+    def reset(self, **kwargs):
+        self.taken = 0
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.taken += 1
+        obs, reward, _, _, info = super().step(action)
+        return obs, reward, self.taken == 9, False, info
+
+
+def test_a_mask_that_allows_nothing_is_named():
+    """In learning by environment and step, in playing by environment; under wrappers of vectorized environments too."""
+    for around in (lambda env: env, VecNormalize):
+        DeadEnd.made = 0
+        model = make_model(env=around(vec(2, DeadEnd)))
+        with pytest.raises(MaskError, match=r"^action_masks of environment 1 at step 2 allow nothing$"):
+            model.learn(24)
+        with pytest.raises(MaskError, match=r"^action_masks of environment 1 allow nothing$"):
+            play(model, around(vec(2, DeadEnd)), 2)
+        named = FiniteVecEnv([lambda: Monitor(DeadEnd()) for _ in range(2)])
+        with pytest.raises(MaskError, match=r"^action_masks of environment 1 \(DeadEnd\), step 2 of its episode allow"):
+            play(model, around(named), 2)
+    env = DeadEnd()
+    env.is_open, env.taken = False, 2
+    with pytest.raises(MaskError, match=r"^action_masks of the environment allow nothing$"):
+        masks_of(env, env.action_space)
 
 
 def test_what_cannot_be_masked():

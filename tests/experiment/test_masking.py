@@ -27,7 +27,7 @@ from fbrl.export import OneStep
 from fbrl.insight.recording import record
 from fbrl.masks import MaskableMemoryPPO
 from tests.tasks import RandomTask, StopAt, parameters
-from tests.test_masks import SPACES, Doors, MaskedTask
+from tests.test_masks import SPACES, DeadEnd, Doors, MaskedTask
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,6 +169,33 @@ def test_the_scripts_play_with_masks(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "result.json").read_text())["episodes"] == 5
     assert all((tmp_path / file).exists() for file in files.values())
     assert not (tmp_path / "why").exists()
+
+
+def test_a_mask_that_allows_nothing_ends_a_training_in_one_line(tmp_path, monkeypatch, capsys):
+    """What was learned is kept: the fault is met in the second rollout."""
+
+    class Later(DeadEnd):
+        def action_masks(self):
+            return np.full(3, self.episodes < 3)
+
+        def reset(self, **kwargs):
+            self.episodes = getattr(self, "episodes", 0) + 1
+            return super().reset(**kwargs)
+
+    gym.register("tests/Later-v0", entry_point=Later)
+    settings = tiny("tests/Later-v0", folder=tmp_path / "runs")
+    settings.save(tmp_path / "later.yaml")
+    monkeypatch.setattr(sys, "argv", ["train_agent.py", "--config", str(tmp_path / "later.yaml")])
+    try:
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "train_agent.py"), run_name="__main__")
+        assert load(tmp_path / "runs/one/last.zip", settings, "cpu").num_timesteps == 32
+    finally:
+        del gym.registry["tests/Later-v0"]
+    err = capsys.readouterr().err
+    assert (end.value.code, err.count("\n")) == (2, 1)
+    assert "error: action_masks of environment 0 (tests/Later-v0), step 0 of its episode allow nothing; " in err
+    assert f"{tmp_path}/runs/one" in err
 
 
 def test_an_exported_step_gives_what_masks_are_put_on(tmp_path):
