@@ -1,7 +1,7 @@
 """The hidden automaton: an expert that follows the ball, and every policy that does not."""
 
 import math
-from itertools import combinations, product
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pytest
@@ -117,6 +117,71 @@ def test_the_draws_are_even():
     np.testing.assert_allclose(asked / 3000, [0, *[2 / 5] * 5, 1, 0], atol=0.04)
 
 
+def follow_several(states, balls):
+    """The expert for several balls."""
+    pairs = list(combinations(range(states), 2))
+
+    def act(seen):
+        where = {}
+        for t, observation in enumerate(seen):
+            if t < balls:
+                where[int(observation[-balls:].argmax())] = int(observation[:states].argmax())
+                continue
+            one, other = pairs[int(observation[states : states + len(pairs)].argmax())]
+            where = {ball: {one: other, other: one}.get(cup, cup) for ball, cup in where.items()}
+        return where[int(seen[-1][-balls:].argmax())]
+
+    return act
+
+
+@pytest.mark.parametrize("sizes", [{"balls": 3, "questions": 8, "length": 13}, {"states": 6, "balls": 6}])
+def test_the_expert_follows_several_balls(sizes):
+    env = make(ID, **sizes)
+    expert = follow_several(sizes.get("states", 5), sizes["balls"])
+    results = [play_one(env, expert, seed) for seed in range(23)]
+    assert [success for _, success, _ in results] == [True] * 23
+    np.testing.assert_allclose([total for total, _, _ in results], 1)
+
+
+def test_several_balls_without_memory():
+    """Over all episodes of 3 cups, 2 balls and 2 swaps, and policies that read the last observation alone."""
+    states, balls, length = 3, 2, 4
+    orders = [np.array(order) for order in permutations(range(states))]
+    swaps, which = (list(product(numbers, repeat=2)) for numbers in (range(3, 6), range(balls)))
+    draws = list(product(orders, swaps, [np.array([0])], which))
+    assert len(draws) == 6 * 9 * 4
+    task, seen_rewards = HiddenAutomaton(len(draws), states, 2, length, balls), []
+    for answers in np.random.default_rng(0).integers(states, size=(29, 3, balls)):  # by the swap and the ball asked for
+        start_all(task, draws)
+        returns, success = play_all(
+            task, lambda seen, a=answers: a[seen[-1][:, 3:6].argmax(1), seen[-1][:, -2:].argmax(1)]
+        )
+        seen_rewards.append(returns.mean())
+        assert success.mean() <= 1 / states + 1e-12
+    np.testing.assert_allclose(seen_rewards, 1 / states)
+
+
+def test_an_episode_with_two_balls():
+    draws = (np.array([2, 0, 1]), [5, 3], np.array([0]), [1, 0])  # ball 0 under cup 2, ball 1 under cup 0
+    task = start_all(HiddenAutomaton(1, 3, 2, 4, balls=2), [draws])
+    seen, rewards, places = [task.observe()[0].tolist()], [], [task.cue_info()["cue"]]
+    for action in (2, 0, 0, 0):  # after (1, 2) they are under 1 and 0, after (0, 1) under 0 and 1
+        outcome = task.step(np.array([action]))
+        seen.append(task.observe()[0].tolist())
+        rewards.append(float(outcome.rewards[0]))
+        places.append(task.cue_info()["cue"])
+    assert seen == [
+        [0, 0, 1, 0, 0, 0, 0, 1, 0],
+        [1, 0, 0, 0, 0, 0, 0, 0, 1],
+        [0, 0, 0, 0, 0, 1, 1, 0, 1],
+        [0, 0, 0, 1, 0, 0, 1, 1, 0],
+        [0] * 9,
+    ]
+    assert places[:4] == ["2 0", "2 0", "1 0", "0 1"]
+    assert rewards == [0, 0, 0.5, 0.5]
+    assert outcome.success[0]
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -124,6 +189,9 @@ def test_the_draws_are_even():
         ({"states": 2.5}, r"^states must be a whole number, at least 2, got 2\.5$"),
         ({"length": 1}, r"^length must be a whole number, at least 2, got 1$"),
         ({"length": 5, "questions": 5}, r"^questions must be a whole number, 1 to 4, got 5$"),
+        ({"balls": 6}, r"^balls must be a whole number, 1 to 5, got 6$"),
+        ({"balls": 3, "length": 3}, r"^length must be a whole number, at least 4, got 3$"),
+        ({"balls": 3, "length": 6, "questions": 4}, r"^questions must be a whole number, 1 to 3, got 4$"),
         ({"questions": True}, r"^questions must be a whole number, 1 to 31, got True$"),
     ],
 )
