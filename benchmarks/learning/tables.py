@@ -29,6 +29,7 @@ from benchmarks.learning.results import TARGET, read_result
 from benchmarks.learning.suite import RESULTS, SUITES, Suite, load_suite
 from benchmarks.report import ROOT
 from benchmarks.supervised import compare as supervised
+from benchmarks.supervised import memories
 from experiment.parsing import fail
 from experiment.settings import SettingsError
 from fbrl.evaluation import Estimate, wilson
@@ -221,6 +222,7 @@ def put_others(text: str) -> str:
     """The text with the tables that are not of suites: each is made from result files of its own."""
     found = {"transfer": transfer.table(), "supervised": supervised.table(), "curves": curves.table()}
     found |= {"control": control.table(), "endless": endless.table()}
+    found |= {"memories": memories.table(), "memories rates": memories.rates()}
     for name, table in found.items():
         text = put_into(text, name, table)
     return text

@@ -38,16 +38,16 @@ RESULT = ROOT / "benchmarks" / "results" / "memories.json"
 Task = Pairs | Cups
 Row = dict[str, Any]
 TASKS: dict[str, tuple[Task, ...]] = {
-    "absolute": (Pairs(8, 8, 12),),
-    "relative": (Pairs(2, 8, 12, "relative"), Pairs(4, 8, 12, "relative"), Pairs(8, 8, 12, "relative")),
-    "cups": (Cups(5, 1, 12), Cups(5, 3, 12), Cups(5, 5, 12)),
+    "absolute": (Pairs(8, 8, 8),),
+    "relative": (Pairs(2, 8, 8, "relative"), Pairs(8, 8, 8, "relative")),
+    "cups": (Cups(5, 1, 8), Cups(5, 3, 8), Cups(5, 5, 8)),
 }
 TITLES = {
     "absolute": "pairs, bound anew",
     "relative": "pairs, also copied and swapped",
     "cups": "balls under 5 swapped cups",
 }
-RATES_AT = {"absolute": 8, "relative": 4, "cups": 3}  # things
+RATES_AT = {"absolute": 8, "relative": 8, "cups": 3}  # things
 RATES = (3e-3, 1e-3)
 SEEDS = (0, 1, 2)
 SIZES: dict[str, int] = {"d_model": 64, "n_layers": 2, "n_heads": 4}

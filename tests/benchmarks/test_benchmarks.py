@@ -478,6 +478,15 @@ ROWS = {
         | {"asked_by_step": [0, 40, 50], "right_by_step": [0, 30, 30], "name": "walk", "task": {"side": 3}}
         for core in ("feedback", "feedback", "transformer")
     ],
+    "memories": [
+        {"task": task, "things": things, "core": core, "learning_rate": rate, "seed": 0, "accuracy_to_choose_by": rate}
+        | {"accuracy": {"value": 1 / things}, "asked_by_change": [8] * 4, "right_by_change": [8, 6, 4, 3]}
+        | {"baselines": {"without memory": 0.2, "where it was at first": 0.5}}
+        for task, sizes in (("absolute", [8]), ("cups", [1, 3]))
+        for core in ("feedback", "gru")
+        for things in sizes
+        for rate in (3e-3, 1e-3)
+    ],
 }
 
 
