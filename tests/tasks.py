@@ -41,6 +41,9 @@ CORES: dict[str, tuple[type[Core], dict[str, Any]]] = {
     "gtrxl": (TransformerXL, SIZES | {"gate": True}),
     "memoryless": (Memoryless, RNN_SIZES),
 }
+# the same for a parametrised test; cores that are of one kind with another, and the form that takes longest, are slow
+OF_A_KIND = {"plain", "lstm", "linear_attention", "gtrxl"}
+EVERY_CORE = [pytest.param(core, marks=pytest.mark.slow if core in OF_A_KIND else ()) for core in CORES]
 
 VECTOR = spaces.Box(-1, 1, (3,))
 DICT = spaces.Dict({"vector": VECTOR, "symbol": spaces.Discrete(4)})

@@ -124,6 +124,7 @@ def run(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_in_its_own_process(saved, tmp_path):
     result = subprocess.run(
         [sys.executable, SCRIPT, saved, "--episodes=20", "--device=cpu", f"--json={tmp_path / 'result.json'}"],
@@ -196,6 +197,7 @@ def test_a_page_and_stills(run, saved, tmp_path):
     assert len(list(stills.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_an_agent_that_never_fails_is_also_shown_without_memory(run, saved, tmp_path, monkeypatch):
     def success(*args, **kwargs):
         episode = record(*args, **kwargs)

@@ -32,7 +32,8 @@ def test_every_example_is_run():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=UNPICKLES if name == "draw_attention" else ()) for name in SMALL]
+    "name",
+    [pytest.param(name, marks=[UNPICKLES, pytest.mark.slow] if name == "draw_attention" else ()) for name in SMALL],
 )
 def test_example(name, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -42,6 +43,7 @@ def test_example(name, capsys, monkeypatch, tmp_path):
 
 
 @UNPICKLES
+@pytest.mark.slow
 def test_the_attention_is_drawn_for_three_episodes(monkeypatch, tmp_path):
     """One picture a step, and one of each end, which is shown longer."""
     monkeypatch.chdir(tmp_path)

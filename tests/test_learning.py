@@ -13,6 +13,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
+from torch.nn.utils import parameters_to_vector
 
 from benchmarks.learning import control
 from experiment.agents import make_model
@@ -50,27 +51,36 @@ def test_tmaze_without_memory(tmp_path):
 
 
 def first_update(form, config):
-    """The actions of the first rollout, and all weights before and after the first update."""
+    """The actions of the first rollout, and all weights before the first update, after its first epoch and after it."""
     settings = load_settings(Path(__file__).parents[1] / "configs" / f"{config}.yaml")
     settings.run.device = "cpu"
     model = make_model(settings, make_envs(settings.env, 0, settings.env.n_envs))
     model.policy.core.form = form
-    before = torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
     collect(model)
     model.set_logger(Logger(folder=None, output_formats=[]))
+    weights = [parameters_to_vector(model.policy.parameters()).detach().clone()]
+    model.policy.optimizer.register_step_post_hook(
+        lambda *_: weights.append(parameters_to_vector(model.policy.parameters()).detach().clone())
+    )
     model.train()
-    return model.rollout_buffer.actions, before, torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
+    steps = len(weights) - 1
+    assert steps % model.n_epochs == 0
+    return model.rollout_buffer.actions, weights[0], weights[steps // model.n_epochs], weights[-1]
 
 
 @pytest.mark.parametrize("config", ["tmaze", "memory_s9_view3"])
 @pytest.mark.parametrize("form", ["fast", "compiled"])
 def test_all_forms_of_the_scan_learn_the_same(form, config):
-    """The first rollout and update, from one seed, of a whole experiment: equal up to single precision's rounding."""
-    actions, before, after = first_update(form, config)
-    plain_actions, plain_before, plain = first_update("plain", config)
+    """The first rollout and update, from one seed, of a whole experiment: equal up to single precision's rounding.
+
+    Later in the update one sample that rounding puts on the other side of the clip, or of a relu, shows: less is asked.
+    """
+    actions, before, after_epoch, after = first_update(form, config)
+    plain_actions, plain_before, plain_after_epoch, plain_after = first_update("plain", config)
     assert np.array_equal(actions, plain_actions)
     assert torch.equal(before, plain_before)
-    assert (after - plain).norm() < 1e-4 * (plain - before).norm()
+    assert (after_epoch - plain_after_epoch).norm() < 1e-5 * (plain_after_epoch - before).norm()
+    assert (after - plain_after).norm() < 2e-3 * (plain_after - before).norm()
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -9,11 +9,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from fbrl.policy import MemoryPolicy
 from fbrl.sequences import Sequences
-from tests.tasks import CORES, DICT, VECTOR, EchoTask, make_model, remembers, sharpen, vec
+from tests.tasks import CORES, DICT, EVERY_CORE, VECTOR, EchoTask, make_model, remembers, sharpen, vec
 
 B, T = 3, 9  # T is longer than the window of 5
 ACTION = spaces.Box(-10, 10, (2,))
-pytestmark = pytest.mark.parametrize("core", CORES)
+pytestmark = pytest.mark.parametrize("core", EVERY_CORE)
 
 
 def make_policy(core, observation_space=VECTOR, action_space=ACTION):

@@ -17,8 +17,8 @@ from fbrl.cores.core import Core
 from fbrl.finite import NotFiniteError
 from fbrl.sequences import Sequences
 from tests.tasks import (
-    CORES,
     DICT,
+    EVERY_CORE,
     VECTOR,
     ConstantTask,
     RandomTask,
@@ -31,7 +31,7 @@ from tests.tasks import (
 )
 
 GAMMA = 0.9
-every_core = pytest.mark.parametrize("core", CORES)
+every_core = pytest.mark.parametrize("core", EVERY_CORE)
 
 
 def replay(model, batch):

@@ -9,7 +9,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from fbrl import MemoryPPO
 from fbrl.spaces import check_spaces, contiguous
-from tests.tasks import CORES, DICT, VECTOR, RandomTask, collect, make_model, parameters, vec
+from tests.tasks import DICT, EVERY_CORE, VECTOR, RandomTask, collect, make_model, parameters, vec
 
 IMAGE = spaces.Box(0, 255, (36, 36, 3), np.uint8)
 OBSERVATIONS = {
@@ -81,7 +81,7 @@ def assert_learns(model, action_space, without_gradient=()):
     evaluate_policy(model, model.get_env(), n_eval_episodes=2, warn=False)
 
 
-@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("core", EVERY_CORE)
 def test_cores(core):
     space = OBSERVATIONS["dict"]
     env = vec(2, observation_space=space, action_space=ACTIONS["box"])

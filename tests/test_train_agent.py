@@ -207,7 +207,7 @@ def test_a_run_and_its_control(train, tmp_path):
     code, out, err = train("--run.control=true", "--run.seed=3", "--ppo.ent_coef_end=0.0")
     assert (code, err) == (0, "")
     last = out.splitlines()[-3:]
-    assert last[0] == "fbrl/TMaze-v0, 200 episodes, the most probable action, 95 % intervals:"
+    assert last[0] == "fbrl/TMaze-v0, 20 episodes, the most probable action, 95 % intervals:"
     for line, core in zip(last[1:], ("feedback", "none"), strict=True):
         assert re.fullmatch(
             rf" *{core}  success \d\.\d{{3}} \[\d\.\d{{3}}, \d\.\d{{3}}\]  return -?\d\.\d{{3}}  length \d+\.\d", line
@@ -289,6 +289,7 @@ def test_envpool_trains_and_minigrid_evaluates(train, monkeypatch, tmp_path):
     assert json.loads((tmp_path / "tiny" / "versions.json").read_text())["envpool"]
 
 
+@pytest.mark.slow
 def test_a_run_in_envpool_goes_on_with_new_episodes(run, train, monkeypatch, tmp_path):
     pytest.importorskip("envpool")
 
@@ -361,6 +362,7 @@ def test_an_interrupt_in_the_last_update(run, train, monkeypatch, tmp_path):
     assert re.search(r"\n +feedback  success .*\n +none  success ", out)
 
 
+@pytest.mark.slow
 def test_interrupted_in_its_own_process(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     command = [

@@ -53,6 +53,7 @@ def space(tmp_path):
     return file
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_and_its_best_settings_are_trained(run, tune, tmp_path):
     folder = tmp_path / "runs" / "TMaze-v0_feedback_0_study"
     code, out, err = tune("--trials=2", ONE)  # over the default space
@@ -80,6 +81,7 @@ def test_a_study_goes_on_and_its_best_settings_are_trained(run, tune, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_space_that_was_searched_can_be_given_again(tune, space, tmp_path):
     assert tune("--trials=1", ONE, f"--space={space}", "--run.name=a")[0] == 0
     written = tmp_path / "runs" / "a_study" / "space.yaml"
@@ -146,6 +148,7 @@ def test_without_what_it_needs_the_extra_is_named(tune, monkeypatch, tmp_path, n
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(SIGINT_BEFORE == signal.SIG_IGN, reason="Ctrl-C is ignored in a background job")
 def test_ctrl_c_in_a_terminal_saves_the_trials_of_all_workers_and_they_go_on(space, monkeypatch, tmp_path):
     """Reaches the whole process group, as a terminal's does."""

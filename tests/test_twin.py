@@ -10,9 +10,9 @@ from experiment.callbacks import MemoryFigures
 from fbrl import MemoryPPO
 from fbrl.insight.seen import look
 from fbrl.policy import MemoryPolicy
-from tests.tasks import CORES, DICT, VECTOR, collect, make_model, parameters, remembers, sharpen, vec
+from tests.tasks import CORES, DICT, EVERY_CORE, VECTOR, collect, make_model, parameters, remembers, sharpen, vec
 
-pytestmark = pytest.mark.parametrize("core", CORES)
+pytestmark = pytest.mark.parametrize("core", EVERY_CORE)
 APART = {"share_features_extractor": False}
 
 

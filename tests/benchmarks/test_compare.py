@@ -118,6 +118,7 @@ def test_the_suites_of_this_repository_are_fair(file):
     assert set(suite.parameters) == {(task, core) for task in suite.tasks for core in suite.cores}
 
 
+@pytest.mark.slow
 def test_runs_are_trained_once_and_told(tiny, tmp_path, capsys, monkeypatch):
     tiny.write_text(TINY.replace("[3, 5]", "[5]"))
     compare.main(command(tmp_path, tiny, "--workers", "2"))
@@ -200,6 +201,7 @@ def test_what_is_asked_for_in_vain_is_refused(tiny, tmp_path):
         compare.main(["run", str(tiny), "x"])
 
 
+@pytest.mark.slow
 def test_a_folder_is_taken_over_once(tiny, tmp_path):
     """What was trained by hand becomes the result of the run that has its settings; less never replaces more."""
     tiny.write_text(TINY.replace("[3, 5]", "[3]"))
@@ -221,6 +223,7 @@ def test_a_folder_is_taken_over_once(tiny, tmp_path):
         compare.record(suite, [run.folder])
 
 
+@pytest.mark.slow
 def test_a_folder_with_other_settings_is_not_a_result(tiny, tmp_path, capsys, monkeypatch):
     """It is neither taken up nor told, whether it has finished or not."""
     tiny.write_text(TINY.replace("[3, 5]", "[3]"))
@@ -244,6 +247,7 @@ def test_a_folder_with_other_settings_is_not_a_result(tiny, tmp_path, capsys, mo
     assert not run.result_file.exists()
 
 
+@pytest.mark.slow
 def test_a_finished_result_stays(tiny, tmp_path, monkeypatch):
     tiny.write_text(TINY.replace("[3, 5]", "[3]"))
     compare.main(command(tmp_path, tiny, "--only", "lstm"))
@@ -259,6 +263,7 @@ def test_a_finished_result_stays(tiny, tmp_path, monkeypatch):
     assert train.Trainer().train(again) == json.loads(written)
 
 
+@pytest.mark.slow
 def test_two_at_once_do_not_train_the_same_run(tiny, tmp_path, capsys):
     tiny.write_text(TINY.replace("[3, 5]", "[3]"))
     lock = tmp_path / "runs" / "tiny" / "maze_lstm_3.lock"
@@ -290,6 +295,7 @@ def test_ray_is_asked_for_by_name_where_it_is_missing(tiny, tmp_path, monkeypatc
         compare.main(command(tmp_path, tiny, "--ray"))
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told_and_the_others_go_on(tiny, tmp_path, capsys):
     tiny.write_text(TINY.replace("lstm: {core: {d_model: 8}}", "none: {env: {kwargs: {corridor: 0}}}"))
     with pytest.raises(SettingsError, match="cannot be made"):  # before anything is trained

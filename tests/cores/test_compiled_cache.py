@@ -131,6 +131,7 @@ assert twice(numpy.ones(3)).tolist() == [2, 2, 2]
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_the_same_time(folder):
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", PROGRAM]

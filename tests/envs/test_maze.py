@@ -172,6 +172,7 @@ def test_memory_always_succeeds(size, visits, n):
     assert play_many(lambda seed: Expert(), n, size=size, visits=visits) == pytest.approx((1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make_agent", "success", "score"),
     [

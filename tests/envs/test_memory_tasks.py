@@ -267,6 +267,7 @@ def test_the_best_with_and_without_memory(env_id, expected):
     assert score == pytest.approx(expected[1], abs=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("env_id", "expected"), RANDOM.items())
 def test_the_return_in_hallways_of_random_length(env_id, expected):
     """Memory is needed in all but the three shortest, where the cue is in view from the junction."""

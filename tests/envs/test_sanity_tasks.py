@@ -164,6 +164,7 @@ def wander(clear, rng):
     return FORWARD if clear[len(clear) // 2, -2] and rng.random() < 0.7 else (LEFT, RIGHT)[rng.integers(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env_id", "policy", "success"),
     [

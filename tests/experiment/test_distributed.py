@@ -567,6 +567,7 @@ def test_help_is_printed_once(torchrun):
     assert err == ""
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_run(torchrun, tmp_path):
     code, out, err = torchrun(*TINY, "--run.folder=runs", first=at(136, "os.kill(os.getpid(), signal.SIGKILL)"))
     assert code != 0
@@ -586,13 +587,12 @@ def test_an_error_of_one_process_ends_all_with_its_line(torchrun):
     assert error_lines(err) == ["error: ValueError: reward must be finite"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--run.folder=runs",), "runs/tiny already holds a run; choose another run.name"),  # only the first looks
-        pytest.param(
-            ("--env.n_envs=3",), "env.n_envs must be a multiple of the 2 processes, got 3", marks=pytest.mark.slow
-        ),
+        (("--env.n_envs=3",), "env.n_envs must be a multiple of the 2 processes, got 3"),
     ],
 )
 def test_bad_input_is_refused_once(torchrun, tmp_path, arguments, message):

@@ -119,11 +119,12 @@ def test_how_much_cannot_be_trained_is_said():
     assert "% of the configurations in the space cannot be trained, such as: ppo.n_steps must be a multiple of" in said
 
 
-CONFIGS = [TINY, *(load_settings(path) for path in sorted((ROOT / "configs").glob("*.yaml")))]
+CONFIGS = [pytest.param(path, marks=pytest.mark.slow) for path in sorted((ROOT / "configs").glob("*.yaml"))]
 
 
-@pytest.mark.parametrize("settings", CONFIGS, ids=lambda one: f"{one.env.id}_{one.core.name}")
-def test_all_of_the_default_space_can_be_trained_and_the_configuration_is_in_it(settings):
+@pytest.mark.parametrize("path", [None, *CONFIGS], ids=lambda path: path.stem if path else "tiny")
+def test_all_of_the_default_space_can_be_trained_and_the_configuration_is_in_it(path):
+    settings = load_settings(path) if path else TINY
     space = default_space(settings, novelty=True)
     assert {"ppo.learning_rate", "ppo.n_steps", "ppo.batch_size", "ppo.gamma", "env.novelty"} <= space.keys()
     assert ("core.window" in space) == ("ppo.seq_len" in space) == (settings.core.name != "none")

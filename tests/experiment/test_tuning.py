@@ -216,6 +216,7 @@ def test_a_study_its_files_and_its_best_settings(tmp_path, capsys):
     assert train(found) == tmp_path / "mine"  # best.yaml is a configuration like any other
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_study_and_an_interrupted_one_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
     space = write_space(tmp_path)
     tune(configuration(tmp_path / "a"), How(4, space, workers=1, startup=3), AGAIN)
@@ -250,6 +251,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert (study_folder(settings) / "best.yaml").is_file()  # of what had finished
 
 
+@pytest.mark.slow
 def test_what_learns_nothing_is_pruned(tmp_path, capsys):
     """The trial that learns is first; those that cannot are ended at their first evaluation."""
     settings = of_task(configuration(tmp_path, eval_every=320, checkpoint_every=10**6), Choice)
@@ -288,6 +290,7 @@ def test_what_cannot_be_trained_fails_with_a_line_and_the_others_go_on(tmp_path,
     assert set(states(study)) == {"FAIL", "COMPLETE"}
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_not_finite_makes_a_failed_trial(tmp_path, capsys):
     settings = of_task(configuration(tmp_path), Huge)
     tune(settings, How(3, write_space(tmp_path), workers=1), AGAIN)
@@ -298,6 +301,7 @@ def test_a_reward_that_is_not_finite_makes_a_failed_trial(tmp_path, capsys):
     assert "must be finite, got nan" in out
 
 
+@pytest.mark.slow
 def test_a_bug_in_the_environment_is_raised_and_its_trial_goes_on_afterwards(tmp_path, monkeypatch):
     settings = of_task(configuration(tmp_path), Failing)
     with pytest.raises(TaskError, match="KeyError") as error:
@@ -319,6 +323,7 @@ def test_where_nothing_has_finished_it_is_said(tmp_path):
     assert not (study.folder / "best.yaml").exists()
 
 
+@pytest.mark.slow
 def test_two_workers_on_one_study(tmp_path, capfd):
     settings = configuration(tmp_path)
     tune(settings, How(2, write_space(tmp_path), workers=2), AGAIN)
@@ -332,6 +337,7 @@ def test_two_workers_on_one_study(tmp_path, capfd):
     assert other.datetime_start < one.datetime_complete
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_fails_its_trial_and_another_goes_on(tmp_path, monkeypatch, capfd):
     started = []
     popen = subprocess.Popen
@@ -350,6 +356,7 @@ def test_a_worker_that_is_killed_fails_its_trial_and_another_goes_on(tmp_path, m
     assert "trial 0: failed: its process was ended by signal 9" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_ends_the_study_with_its_code(tmp_path, capfd):
     settings = configuration(tmp_path)
     study = study_in(study_folder(settings), settings, read_space(write_space(tmp_path)))
