@@ -56,7 +56,7 @@ test-slow: $(INSTALLED)
 
 test-extras: $(EXTRAS)
 	$(BIN)/python -m pytest -m 'not slow and not gpu' -k 'pool or test_ray or triton or onnx or mp4 or weights_and_biases or test_zoo'
-	$(BIN)/python -m pytest -m slow -k onnx
+	$(BIN)/python -m pytest -m slow -k 'onnx or envpool'
 
 browser:
 	command -v chromium || command -v google-chrome || (apt-get update && apt-get install --yes --no-install-recommends chromium)
