@@ -82,7 +82,7 @@ def draw_memories(rows: Rows) -> Figure:
                 _line(upper, at, found, colour, core, "o-")
             if (task, sizes[-1], core) in cells:
                 by_change = memories.by_change(cells[task, sizes[-1], core])
-                _line(lower, range(by_change.shape[1]), by_change.T, colour, core, "-")
+                _line(lower, range(by_change.shape[1]), by_change.T.tolist(), colour, core, "-")
         upper.set_title(memories.TITLES[task], fontsize=8)
         upper.set_xlabel("things", fontsize=8)
         upper.set_xticks(sizes)
