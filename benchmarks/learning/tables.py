@@ -222,7 +222,7 @@ def put_others(text: str) -> str:
     """The text with the tables that are not of suites: each is made from result files of its own."""
     found = {"transfer": transfer.table(), "supervised": supervised.table(), "curves": curves.table()}
     found |= {"control": control.table(), "endless": endless.table()}
-    found |= {"memories": memories.table(), "memories rates": memories.rates()}
+    found |= {"memories": memories.table(), "memories rates": memories.rates(), "memories longer": memories.longer()}
     for name, table in found.items():
         text = put_into(text, name, table)
     return text

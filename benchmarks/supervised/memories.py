@@ -1,6 +1,8 @@
 """Where the memories differ: many things to remember that change on the way (``bindings.py``), for every core.
 
     python -m benchmarks.supervised.memories                # trains what memories.json does not hold yet
+    python -m benchmarks.supervised.memories --task relative cups --things 8 3 --updates 4500 --learning-rate 3e-3 \
+        --seed 0 --json benchmarks/results/memories_longer.json     # whether more of it changes the picture
     python -m benchmarks.supervised.draw benchmarks/results/memories.json
     python -m benchmarks.learning.tables                    # puts the tables into RESULTS.md
 
@@ -35,6 +37,7 @@ from fbrl.cores.names import CORES, core_kwargs
 from fbrl.evaluation import Estimate, wilson
 
 RESULT = ROOT / "benchmarks" / "results" / "memories.json"
+LONGER = RESULT.with_name("memories_longer.json")
 Task = Pairs | Cups
 Row = dict[str, Any]
 TASKS: dict[str, tuple[Task, ...]] = {
@@ -125,18 +128,21 @@ def better_rate(rows: Iterable[Row], task: str, core: str) -> float | None:
 def run(options: argparse.Namespace) -> None:
     """Trains what the report does not hold yet: each rate where rates are chosen, then seed after seed."""
     torch.set_num_threads(1)
-    for name in options.task:
-        task = next(task for task in TASKS[name] if size_of(task) == RATES_AT[name])
-        for core in options.core:
-            for rate in RATES:
-                run_one(options, name, task, core, rate, SEEDS[0])
+    if options.learning_rate is None:
+        for name in options.task:
+            task = next(task for task in TASKS[name] if size_of(task) == RATES_AT[name])
+            for core in options.core:
+                for rate in RATES:
+                    run_one(options, name, task, core, rate, SEEDS[0])
     for seed in options.seed:
         for name in options.task:
             for task in TASKS[name]:
+                if options.things and size_of(task) not in options.things:
+                    continue
                 for core in options.core:
-                    better = better_rate(finished(options.json), name, core)
-                    assert better is not None, "each was trained above"
-                    run_one(options, name, task, core, better, seed)
+                    rate = options.learning_rate or better_rate(finished(options.json), name, core)
+                    assert rate is not None, "each was trained above"
+                    run_one(options, name, task, core, rate, seed)
 
 
 def run_one(options: argparse.Namespace, name: str, task: Task, core: str, rate: float, seed: int) -> None:
@@ -182,6 +188,19 @@ def table(path: Path = RESULT) -> str:
     return _markdown(lines)
 
 
+def longer(path: Path = LONGER) -> str:
+    """The share of right answers after other numbers of updates, of each seed, in Markdown."""
+    rows = finished(path)
+    cores = [core for core in DIFFERENT if of(rows, core=core)]
+    lines = [["task", "things", "updates", "seeds", *cores]]
+    for name, things, updates in dict.fromkeys((row["task"], row["things"], row["updates"]) for row in rows):
+        cells = [of(rows, task=name, things=things, updates=updates, core=core) for core in cores]
+        seeds = sorted({row["seed"] for cell in cells for row in cell})
+        values = [", ".join(f"{row['accuracy']['value']:.2f}" for row in cell) for cell in cells]
+        lines.append([TITLES[name], str(things), f"{updates:,}", ", ".join(map(str, seeds)), *values])
+    return _markdown(lines)
+
+
 def rates(path: Path = RESULT) -> str:
     """What the learning rates gave where they were chosen, in Markdown."""
     rows, lines = finished(path), [["task", "things", "core", "parameters", *(f"{rate:g}" for rate in RATES)]]
@@ -215,6 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", choices=list(TASKS), nargs="+", default=list(TASKS))
     parser.add_argument("--core", choices=list(DIFFERENT), nargs="+", default=list(DIFFERENT)[:4])
     parser.add_argument("--seed", type=int, choices=SEEDS, nargs="+", default=list(SEEDS))
+    parser.add_argument("--things", type=int, nargs="+", help="sizes (default: all of a task)")
+    parser.add_argument("--learning-rate", type=float, help="in the place of the better one of those that are tried")
     parser.add_argument("--updates", type=int, default=UPDATES, help=f"of every run (default: {UPDATES})")
     parser.add_argument("--sequences", type=int, default=1000, help="held-out ones (default: 1000)")
     parser.add_argument("--json", type=Path, default=RESULT, help="the report; runs are added to it")
@@ -222,6 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("updates", "sequences"):
         if (number := getattr(options, name)) < 1:
             parser.error(f"--{name} must be at least 1, got {number}")
+    if options.learning_rate is not None and not options.learning_rate > 0:
+        parser.error(f"--learning-rate must be more than 0, got {options.learning_rate}")
     if not options.json.parent.is_dir():
         parser.error(f"--json {options.json}: {options.json.parent} is no folder")
     try:

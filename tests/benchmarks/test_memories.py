@@ -192,6 +192,7 @@ def command(file):
 
 def test_report_and_no_run_twice(tiny, tmp_path, monkeypatch):
     file = tmp_path / "x.json"
+    monkeypatch.setattr(memories, "conditions", lambda threads: {"threads": threads, "commit": "a1b2"})
     memories.main(command(file))
     rows = json.loads(file.read_text())["rows"]
     better = memories.better_rate(rows, "cups", "gru")
@@ -201,9 +202,28 @@ def test_report_and_no_run_twice(tiny, tmp_path, monkeypatch):
     assert rows[0]["asked_by_change"] == [19, 19, 19]
     assert rows[0]["accuracy"]["value"] == pytest.approx(sum(rows[0]["right_by_change"]) / 57)
     assert rows[0]["baselines"]["without memory"] == 1 / 3
-    assert rows[0]["conditions"].keys() >= {"machine", "versions", "threads", "seeds", "commit"}
+    assert [row["conditions"]["seeds"] for row in rows] == [[seed] for *_, seed in trained]
+    assert rows[0]["conditions"].items() >= {"threads": 1, "commit": "a1b2"}.items()
     monkeypatch.setattr(memories, "train", lambda *_: pytest.fail("trained again"))
     memories.main(command(file))
+
+
+def test_one_rate_and_size(tiny, tmp_path, monkeypatch):
+    file = tmp_path / "x.json"
+    monkeypatch.setattr(memories, "train", lambda task, core, rate, *_: {"seconds": 0, "accuracy": {"value": rate}})
+    monkeypatch.setattr(memories, "conditions", lambda threads: {})
+    memories.main([*command(file), "--learning-rate", "0.25", "--things", "1"])
+    memories.main([*command(file), "--learning-rate", "0.75", "--things", "1", "--updates", "30", "--seed", "0"])
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["things"], row["learning_rate"], row["seed"]) for row in rows] == [
+        (1, 0.25, 0),
+        (1, 0.25, 1),
+        (1, 0.75, 0),
+    ]
+    assert memories.longer(file).splitlines()[2:] == [
+        f"| {memories.TITLES['cups']} | 1 | 2 | 0, 1 | 0.25, 0.25 |",
+        f"| {memories.TITLES['cups']} | 1 | 30 | 0 | 0.75 |",
+    ]
 
 
 def rows_of(core, rates, accuracies):
@@ -248,6 +268,7 @@ def test_tables(tiny, tmp_path):
     [
         (["--updates", "0"], "--updates must be at least 1, got 0"),
         (["--sequences", "-1"], "--sequences must be at least 1, got -1"),
+        (["--learning-rate", "0"], "--learning-rate must be more than 0, got 0"),
         (["--core", "abacus"], "invalid choice: 'abacus'"),
         (["--json", "nowhere/x.json"], "nowhere is no folder"),
     ],
