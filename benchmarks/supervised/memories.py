@@ -140,9 +140,9 @@ def run(options: argparse.Namespace) -> None:
                 if options.things and size_of(task) not in options.things:
                     continue
                 for core in options.core:
-                    rate = options.learning_rate or better_rate(finished(options.json), name, core)
-                    assert rate is not None, "each was trained above"
-                    run_one(options, name, task, core, rate, seed)
+                    best = options.learning_rate or better_rate(finished(options.json), name, core)
+                    assert best is not None, "each was trained above"
+                    run_one(options, name, task, core, best, seed)
 
 
 def run_one(options: argparse.Namespace, name: str, task: Task, core: str, rate: float, seed: int) -> None:
