@@ -189,15 +189,17 @@ def table(path: Path = RESULT) -> str:
 
 
 def longer(path: Path = LONGER) -> str:
-    """The share of right answers after other numbers of updates, of each seed, in Markdown."""
+    """The share of right answers after more updates or with another learning rate, of each seed, in Markdown."""
     rows = finished(path)
     cores = [core for core in DIFFERENT if of(rows, core=core)]
-    lines = [["task", "things", "updates", "seeds", *cores]]
-    for name, things, updates in dict.fromkeys((row["task"], row["things"], row["updates"]) for row in rows):
-        cells = [of(rows, task=name, things=things, updates=updates, core=core) for core in cores]
-        seeds = sorted({row["seed"] for cell in cells for row in cell})
-        values = [", ".join(f"{row['accuracy']['value']:.2f}" for row in cell) for cell in cells]
-        lines.append([TITLES[name], str(things), f"{updates:,}", ", ".join(map(str, seeds)), *values])
+    lines = [["task", "things", "updates", "learning rate", "seeds", *cores]]
+    keys = ("task", "things", "updates", "learning_rate")
+    for values in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
+        cells = [of(rows, **dict(zip(keys, values, strict=True)), core=core) for core in cores]
+        seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for cell in cells for row in cell}))
+        found = [", ".join(f"{row['accuracy']['value']:.2f}" for row in cell) for cell in cells]
+        name, things, updates, rate = values
+        lines.append([TITLES[name], str(things), f"{updates:,}", f"{rate:g}", seeds, *found])
     return _markdown(lines)
 
 

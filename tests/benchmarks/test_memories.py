@@ -221,8 +221,8 @@ def test_one_rate_and_size(tiny, tmp_path, monkeypatch):
         (1, 0.75, 0),
     ]
     assert memories.longer(file).splitlines()[2:] == [
-        f"| {memories.TITLES['cups']} | 1 | 2 | 0, 1 | 0.25, 0.25 |",
-        f"| {memories.TITLES['cups']} | 1 | 30 | 0 | 0.75 |",
+        f"| {memories.TITLES['cups']} | 1 | 2 | 0.25 | 0, 1 | 0.25, 0.25 |",
+        f"| {memories.TITLES['cups']} | 1 | 30 | 0.75 | 0 | 0.75 |",
     ]
 
 
