@@ -2,7 +2,6 @@
 
 import copy
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ from sb3_contrib.common.wrappers import ActionMasker
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from benchmarks.learning.masks import Doors
 from fbrl.arguments import MaskError
 from fbrl.cores.rnn import GRU
 from fbrl.evaluation import play
@@ -50,36 +50,6 @@ class MaskedTask(RandomTask):
         assert all(part[one] for part, one in zip(allowed, chosen, strict=True)), f"{action} is not allowed"
         self.seen += 1
         return super().step(action)
-
-
-class Doors(gym.Env):
-    """A cue of two at first; then ``length`` corridors of 2 N doors, of which one pair leads on: the mask tells which.
-
-    Any door that is not of the pair ends the episode. The last pair's left or right door is the one that the cue asks
-    for. Who knows no mask succeeds in at most one of N episodes; who has no memory, in at most half of them.
-    """
-
-    def __init__(self, n_pairs=8, length=2):
-        self.observation_space, self.action_space = spaces.Discrete(4), spaces.Discrete(2 * n_pairs)
-        self.n_pairs, self.length = n_pairs, length
-
-    def action_masks(self):
-        return np.arange(2 * self.n_pairs) // 2 == self.pair
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t, self.cue = 0, int(self.np_random.integers(2))
-        self.pair = self.np_random.integers(self.n_pairs)
-        return self.cue, {}
-
-    def step(self, action):
-        self.t += 1
-        allowed, last = bool(self.action_masks()[action]), self.t > self.length
-        success = allowed and last and int(action) % 2 == self.cue
-        self.pair = self.np_random.integers(self.n_pairs)
-        over = last or not allowed
-        info = {"is_success": success} if over else {}
-        return 3 if self.t == self.length else 2, float(success), over, False, info
 
 
 def vec(n_envs=3, task=MaskedTask, **kwargs):
