@@ -62,7 +62,8 @@ class Doors(gym.Env[np.int64, np.int64]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which doors are of the pair."""
-        return np.arange(2 * self.n_pairs) // 2 == self.pair
+        mask: NDArray[np.bool_] = np.arange(2 * self.n_pairs) // 2 == self.pair
+        return mask
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """The cue."""
@@ -113,13 +114,13 @@ class Curve(BaseCallback):
         return float(success.mean())
 
 
-def train(name: str, seed: int, steps: int = STEPS, every: int = EVERY) -> dict[str, Any]:
+def train(name: str, seed: int) -> dict[str, Any]:
     """A row."""
     algorithm, policy_kwargs, _ = AGENTS[name]
-    env, curve = make_envs(16), Curve(every)
+    env, curve = make_envs(16), Curve(EVERY)
     env.seed(seed)
     model = algorithm("MlpPolicy", env, device="cpu", seed=seed, policy_kwargs=policy_kwargs, **PPO)
-    model.learn(steps, curve)
+    model.learn(STEPS, curve)
     return {"agent": name, "seed": seed, "steps": curve.steps, "success": curve.success}
 
 
@@ -140,7 +141,7 @@ def draw_masks(rows: list[dict[str, Any]]) -> Figure:
         title="Doors: a cue, and doors that a mask tells",
     )
     axes.grid(color="whitesmoke")
-    axes.legend(fontsize=7, loc="center right")
+    axes.legend(fontsize=7, loc=(0.7, 0.62))
     return figure
 
 
