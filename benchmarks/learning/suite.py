@@ -95,8 +95,8 @@ class Suite:
 def identity(settings: Settings) -> dict[str, Any]:
     """The settings that decide a result: all but those of the folder, the device and what is saved or shown."""
     groups = asdict(settings)
-    kept = ("seed", "eval_every", "eval_episodes", "stop_at_success")
-    groups["run"] = {key: groups["run"][key] for key in kept}
+    kept = ("seed", "start_from", "eval_every", "eval_episodes", "eval_max_steps", "eval_deterministic")
+    groups["run"] = {key: groups["run"][key] for key in (*kept, "stop_at_success")}
     return groups
 
 

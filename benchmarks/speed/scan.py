@@ -23,9 +23,10 @@ are measured in one run and in turns. Of each size (D, L, H, M, T, B), with memo
   the plain form's; ``peak_bytes`` are those of every form. Counted by following every tensor's storage, so it is the
   same on every machine, and does not see what torch's LSTM holds inside. On a GPU it is what torch's allocator counts
   above what it held before, which is where the graphs' tapes are;
-- ``matmul_fraction``: the rate at which the fast form does the multiplications and additions that the equations need,
-  over the rate of plain matrix products (B x D) @ (D x D) measured beside it. Needed are, forward and for each
-  sequence, T (L (2 D^2 + 2 D F + 3 M D) + 2 D^2) + 2 M D^2 multiply-adds, F = 2 D, and twice as many backward.
+- ``matmul_fraction``, ``compiled_matmul_fraction``: the rate at which the fast form, and the compiled one, does the
+  multiplications and additions that the equations need, over the rate of plain matrix products (B x D) @ (D x D)
+  measured beside it. Needed are, forward and for each sequence, T (L (2 D^2 + 2 D F + 3 M D) + 2 D^2) + 2 M D^2
+  multiply-adds, F = 2 D, and twice as many backward.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ QUICK_SIZES = [Size(64, 2, 4, 32, 32, 32), Size(32, 1, 2, 16, 16, 16)]
 GPU_FORMS = ["graphs", "triton"]
 SUMMARISED = ["fast_over_plain", "fast_over_lucidrains", "fast_over_passes_2", "matmul_fraction", "peak_memory_ratio"]
 SUMMARISED += ["compiled_over_fast", "compiled_over_lucidrains", "compiled_two_threads_over_one"]
-SUMMARISED += ["act_compiled_over_fast", "compiled_peak_over_fast"]
+SUMMARISED += ["act_compiled_over_fast", "compiled_peak_over_fast", "compiled_matmul_fraction"]
 PARITY_SIZE = Size(15, 2, 3, 7, 11, 5)
 GPU_SIZES = [SIZES[0], SIZES[1], SIZES[1]._replace(B=256)]  # quick ones that give a GPU something to do
 WARM_UP = 3  # calls until a graph has been captured and replayed
@@ -87,6 +88,7 @@ ACTS = 20  # steps in one lap
 COLUMNS = ["fast_over_plain", "cpu_fast_over_plain", *(f"fast_over_{name}" for name in RIVALS)]
 COLUMNS += [f"{name}_over_fast" for name in GPU_FORMS]
 COMPILED = ["compiled_over_fast", "compiled_over_lucidrains", "compiled_two_threads_over_one", "act_compiled_over_fast"]
+COMPILED += ["compiled_matmul_fraction"]
 COLUMNS += COMPILED
 COLUMNS += ["act_fast_over_plain", "samples_per_second", "peak_memory_ratio", "matmul_fraction"]
 
@@ -198,6 +200,7 @@ def measure(size: Size, repeats: int, device: str = "cpu") -> dict[str, Any]:
     seconds, cpu_seconds = medians(laps), medians(laps, clock=1)
     peaks = {name: peak_memory(form, device) for name, form in forms.items()}
     rate = PRODUCTS * 2 * size.B * size.D**2 / seconds["products"]
+    needed = {name: 2 * multiply_adds(size) / seconds[name] for name in ("fast", "compiled") if name in seconds}
     forward_share = seconds["fast_forward"] / seconds["fast"]
     return size._asdict() | {
         "fast_over_plain": ratio(seconds, "plain", "fast"),
@@ -215,7 +218,8 @@ def measure(size: Size, repeats: int, device: str = "cpu") -> dict[str, Any]:
         "backward_share": 1 - forward_share,
         "samples_per_second": size.B * size.T / seconds["fast"],
         "peak_memory_ratio": peaks["fast"] / peaks["plain"],
-        "matmul_fraction": 2 * multiply_adds(size) / seconds["fast"] / rate,
+        "matmul_fraction": needed["fast"] / rate,
+        "compiled_matmul_fraction": needed["compiled"] / rate if "compiled" in needed else None,
         "matmul_gflops": rate / 1e9,
         "peak_bytes": peaks,
         "seconds_and_cpu_seconds": laps,
