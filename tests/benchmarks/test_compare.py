@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.learning import compare, intervals, results, tables, train
-from benchmarks.learning.suite import ROOT, SUITES, load_suite
-from experiment.settings import SettingsError
+from benchmarks.learning.suite import ROOT, SUITES, identity, load_suite
+from experiment.settings import RunSettings, Settings, SettingsError
 
 TINY = """
 about: a test
@@ -221,6 +221,17 @@ def test_a_folder_is_taken_over_once(tiny, tmp_path):
     config.write_text(config.read_text().replace("gamma: 0.99", "gamma: 0.5"))
     with pytest.raises(SettingsError, match="no run of tiny has its settings"):
         compare.record(suite, [run.folder])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("start_from", "agents/tmaze_20"), ("eval_deterministic", False), ("eval_max_steps", 100)]
+)
+def test_what_a_run_starts_from_and_how_it_is_evaluated_decide_its_result(name, value):
+    result, other = identity(Settings()), identity(Settings(run=RunSettings(**{name: value})))
+    assert not results.differences(result, identity(Settings()))
+    assert results.differences(result, other).startswith(f"run.{name} ")
+    del result["run"][name]  # one from before there was the setting
+    assert results.differences(result, other).startswith(f"run.{name} ")
 
 
 @pytest.mark.slow
