@@ -90,8 +90,9 @@ def test_the_readmes_cartpole(seed):
 
 
 def test_the_learning_test_of_recurrent_ppo():
-    """That of sb3-contrib, with its settings and what it asks for."""
-    assert control.run("CartPoleNoVel-50k", "MemoryPPO", 0)["return"] >= 450
+    """That of sb3-contrib, with its settings and what it asks for; of three agents: any update may be a bad one."""
+    returns = [control.run("CartPoleNoVel-50k", "MemoryPPO", seed)["return"] for seed in range(3)]
+    assert np.mean(returns) >= 450, returns
 
 
 class HiddenVelocity(gym.ObservationWrapper):
