@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -178,8 +178,8 @@ class FeedbackActor(Actor):
         if self.watch is None or not self.watch.unchanged():
             made = core._project(blank_unreadable(slots, length))
             kv: Sequence[Tensor] = [by_head(half, core.n_heads) for half in made]
-            copied = [core.w_k.weight, core.w_v.weight, *core.ln_m.parameters(), core.distance, core.mix]
-            self.watch = Watch(core, copied)
+            copied = [core.w_k.weight, core.w_v.weight, *core.ln_m.parameters(), core.distance]
+            self.watch = Watch(core, [*copied, *_not_among(core.parameters(), core._weights())])
         elif self.t == self.room:
             kv = self.forward.tape.kv[:, :, self.room :].unflatten(1, (len(slots), -1)).unbind(0)
             self.room = max(core.window, 32)
@@ -191,6 +191,11 @@ class FeedbackActor(Actor):
         tape = new_tape(False, slots[:, 0], self.room, kv, layers)._replace(m=self.slots[core.window :])
         self.forward = Forward(False, tape, shared, layers)
         self.t = 0
+
+
+def _not_among(parameters: Iterable[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    """The parameters that are no weights themselves: weights are made of them, as the mix is, or a parametrization."""
+    return [parameter for parameter in parameters if all(parameter is not weight for weight in weights)]
 
 
 def _on_gpu(x: Tensor) -> bool:

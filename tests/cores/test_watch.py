@@ -9,6 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import polyak_update
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.checkpoint import checkpoint
 
 from fbrl.cores.watch import Watch
@@ -90,6 +91,31 @@ def test_predict_goes_on_with_the_cores_of_now():
     """Of an actor and a critic that share nothing."""
     policy = sharpen(make_model("fast", policy_kwargs={"share_features_extractor": False})).policy
     assert_noticed(policy, twin_replaced)
+
+
+class Scaled(nn.Module):
+    """A parametrization."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, weight):
+        return self.factor * weight
+
+
+def factors_written_to(policy):
+    for layer in (policy.core.w_k, policy.core.layers[0].w_q):
+        layer.parametrizations.weight[0].factor.data.fill_(-2)
+
+
+@pytest.mark.parametrize("form", ["fast", "auto"])
+def test_predict_goes_on_with_what_weights_are_made_of_now(form):
+    policy = sharpen(make_model("fast")).policy
+    policy.core.form = form
+    for layer in (policy.core.w_k, policy.core.layers[0].w_q):
+        register_parametrization(layer, "weight", Scaled())
+    assert_noticed(policy, factors_written_to)
 
 
 @pytest.mark.parametrize("core", ["transformer_xl", "lstm"])
