@@ -69,15 +69,16 @@ class Checkpoint(BetweenUpdates):
     Args:
         folder: the run folder.
         settings: the run's.
+        saved_at: the steps of the checkpoint that is there: a training starts with one, or from one.
     """
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: Settings, saved_at: int = 0) -> None:
         super().__init__()
         self.folder, self.settings, self.every = folder, settings, settings.run.checkpoint_every
+        self.saved_at = saved_at
         self.stop_asked = self.stopped = False
 
     def _on_training_start(self) -> None:
-        self.saved_at = self.model.num_timesteps  # a training starts with a checkpoint, or from one
         self.next = self.model.num_timesteps + self.every
 
     def _on_step(self) -> bool:

@@ -27,6 +27,7 @@ from fbrl.spaces import check_spaces
 from fbrl.vec_env import FiniteVecEnv, LastEpisodes, StepLimit, TaskError, stack_frames
 
 ROOT = Path(__file__).parents[1]
+STDLIB = Path(contextlib.__file__).parent
 # what tasks answer to arguments that they do not know or like, or where something that they need is missing
 ARGUMENT_ERRORS = (TypeError, ValueError, AssertionError, LookupError, ImportError, OSError, gym.error.Error)
 INSTEAD = {  # what envs.make takes itself, and the settings that say it
@@ -61,16 +62,23 @@ def make_env(env: EnvSettings, **kwargs: Any) -> gym.Env[Any, Any]:
         return envs.make(env.id, **kwargs, **task_kwargs)
     except ARGUMENT_ERRORS as error:  # whatever a task says to keyword arguments that it does not know or like
         raise SettingsError(f"{task} cannot be made: {error}{_place(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(f"{task} cannot be made: {type(error).__name__}: {error}") from error
 
 
-def _place(error: BaseException) -> str:
-    """Where in a user's own code an error was raised, as text; nothing where that was elsewhere."""
-    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-    file = Path(frame.f_code.co_filename)
-    ours = ROOT / "envs" in file.parents or ROOT / "fbrl" in file.parents
-    return "" if ours or "site-packages" in file.parts or not file.is_file() else f" ({file}, line {line})"
+def _place(error: BaseException | None) -> str:
+    """Where an error left a user's own code, as text; nothing where it was not raised from there."""
+    while error is not None:
+        for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+            if _is_of_user(file := Path(frame.f_code.co_filename)):
+                return f" ({file}, line {line})"
+        error = error.__context__  # Gymnasium raises a TypeError anew
+    return ""
+
+
+def _is_of_user(file: Path) -> bool:
+    ours = any(ROOT / name in file.parents for name in ("envs", "experiment", "fbrl"))
+    return not ours and "site-packages" not in file.parts and STDLIB not in file.parents and file.is_file()
 
 
 def make_batch(env: EnvSettings, seed: int, n_envs: int, limit: int | None = None) -> BatchVecEnv | None:
@@ -176,8 +184,9 @@ def closed_after(env: VecEnv) -> Iterator[VecEnv]:
     finally:
         try:
             env.close()
-        except Exception as error:
-            say(f"warning: closing the environments: {type(error).__name__}: {error}", file=sys.stderr)
+        except (Exception, SystemExit) as error:
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            say(f"warning: closing the environments: {message}", file=sys.stderr)
 
 
 def evaluation_envs(env: EnvSettings, seed: int, n_envs: int, limit: int | None = None) -> VecEnv:

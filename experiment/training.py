@@ -74,7 +74,7 @@ def learn(model: PPO, settings: Settings, folder: Path, watch: Watch | None = No
         trim(folder, model.num_timesteps)
     guests = invite(settings, folder) if first else Guests()
     model.set_logger(logger_to(folder if first else None, pending(getattr(model, "_logger", None))))
-    checkpoint, finished = Checkpoint(folder, settings), Finished()
+    checkpoint, finished = Checkpoint(folder, settings, model.num_timesteps), Finished()
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(contextlib.closing(guests))

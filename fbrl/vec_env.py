@@ -19,8 +19,11 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from fbrl.finite import NotFiniteError, check_finite
 
 
-class TaskError(RuntimeError):
-    """An error that an environment raised, which is its cause; the message says in one line which, in which step."""
+class TaskError(Exception):
+    """An error that an environment raised, which is its cause; the message says in one line which, in which step.
+
+    No RuntimeError: contextlib takes one whose cause is a StopIteration for its own, and raises that in its place.
+    """
 
 
 class FiniteVecEnv(DummyVecEnv):

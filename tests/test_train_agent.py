@@ -105,6 +105,10 @@ class UnmakeableTask(Task):
     def __init__(self, how="bug"):
         if how == "argument":
             raise ValueError("how must be bug")
+        if how == "type":  # which Gymnasium raises anew
+            len(how.count("t"))
+        if how == "end":
+            raise SystemExit("no licence")
         self.nothing.at_all()
 
 
@@ -199,7 +203,7 @@ def assert_refused(result, message):
     assert err.endswith("\n")
     line = err.splitlines()[-1]
     assert line.startswith("error: ")
-    assert message in line
+    assert message in f"{line}\n"
     assert "Traceback" not in err
 
 
@@ -711,10 +715,19 @@ def test_a_task_that_cannot_be_made_says_where(train, tmp_path):
     result = train("--env.id=tests/UnmakeableTask-v0", "--env.kwargs={how: argument}")
     place = UnmakeableTask.__init__.__code__.co_firstlineno + 2
     assert_refused(result, f"cannot be made: how must be bug ({__file__}, line {place})")
-    code, _, err = train("--env.id=tests/UnmakeableTask-v0", "--env.kwargs={}")
-    assert code == 1
-    assert "cannot be made: AttributeError: 'UnmakeableTask' object has no attribute 'nothing'" in err.splitlines()[0]
-    assert "Traceback" in err
+    result = train("--env.id=tests/UnmakeableTask-v0", "--env.kwargs={how: type}")
+    assert_refused(result, f"({__file__}, line {place + 2})\n")
+    result = train("--env.id=tests/UnmakeableTask-v0", "--env.kwargs={why: argument}")
+    assert_refused(result, "unexpected keyword argument 'why'")
+    assert "line" not in result[2], "no place in the user's file is at fault"
+    for how, why in (
+        ("bug", "AttributeError: 'UnmakeableTask' object has no attribute 'nothing'"),
+        ("end", "SystemExit: no licence"),
+    ):
+        code, _, err = train("--env.id=tests/UnmakeableTask-v0", f"--env.kwargs={{how: {how}}}")
+        assert code == 1
+        assert f"cannot be made: {why}" in err.splitlines()[0]
+        assert "Traceback" in err
     assert list(tmp_path.iterdir()) == []
 
 

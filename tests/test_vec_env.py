@@ -106,7 +106,7 @@ class Broken(ConstantTask):
         return super().step(action)
 
 
-@pytest.mark.parametrize("error", [ValueError("a\nb"), KeyError("a b"), SystemExit("a b")])
+@pytest.mark.parametrize("error", [ValueError("a\nb"), KeyError("a b"), StopIteration("a b"), SystemExit("a b")])
 @pytest.mark.parametrize("in_reset", [False, True])
 def test_an_error_of_an_environment_says_where(error, in_reset):
     """Kind: an error of the user's task, whatever it is, that says neither which environment nor which step."""

@@ -150,6 +150,31 @@ def test_an_error_of_the_task_saves_the_last_finished_update(settings, tmp_path,
     assert (folder / "finished").exists()
 
 
+def test_an_error_in_the_very_first_reset(settings, monkeypatch, tmp_path):
+    """Kind: an error of the task that an error of our own takes the place of."""
+
+    def reset(env, **kwargs):
+        raise StopIteration("no more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Counted, "reset", reset)
+        with pytest.raises(TaskError, match=r"step 0 of its episode: StopIteration: no more") as error:
+            train(settings())
+    assert "saved as of 0 steps" in error.value.__notes__[0]
+    assert train(settings(), tmp_path / "run") == tmp_path / "run"
+
+
+@pytest.mark.parametrize("error", [ValueError("a\nb"), SystemExit("a b")])
+def test_an_error_in_closing_loses_nothing(settings, monkeypatch, capsys, error):
+    def close(env):
+        raise error
+
+    monkeypatch.setattr(Counted, "close", close)
+    assert (train(settings()) / "finished").exists()
+    warning, *_ = capsys.readouterr().err.splitlines()
+    assert warning == f"warning: closing the environments: {type(error).__name__}: a b"
+
+
 def test_an_error_in_an_update_saves_the_weights_before_it(settings, monkeypatch, tmp_path):
     """Not those that half of the update has made."""
     given = settings(eval_every=10**6)
