@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -120,10 +121,9 @@ def check_new_file(name: str, args: Arguments) -> None:
             and Path(args[other]).resolve() == Path(file).resolve()
         ):
             raise SettingsError(f"--{name} {file}: must be another file than that of --{other}")
-    if not Path(file).parent.is_dir():
+    if not os.path.isdir(Path(file).parent):
         raise SettingsError(f"--{name} {file}: there is no folder {Path(file).parent}")
-    if Path(file).exists():
-        raise SettingsError(f"--{name} {file}: exists already and would be overwritten; give a new file")
+    files.check_new(Path(file), f"--{name} {file}")
 
 
 def check_what_is_drawn(args: Arguments, agent: PPO, env: EnvSettings) -> None:
@@ -170,12 +170,15 @@ def main(arguments: list[str] | None = None) -> None:
         with files.new_file(Path(args.html)) as file:
             write_page(agent, settings.env, how, file, checkpoint, task)
     if args.stills:
-        write_stills(agent, settings.env, how, Path(args.stills))
+        with files.new_folder(Path(args.stills)) as folder:
+            write_stills(agent, settings.env, how, folder)
     if args.diagnose:
         about = as_json(summary, checkpoint, agent, settings.env, how)
         labels = args.probe.split(",") if args.probe else []
+        with files.new_folder(Path(args.diagnose)) as folder:
+            text = diagnose(agent, settings.env, how, summary, folder, labels, about)
         print()
-        print(diagnose(agent, settings.env, how, summary, Path(args.diagnose), labels, about))
+        print(text)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from experiment import files
 from experiment.agents import check_agent, find_agent
 from experiment.output import reporting
 from experiment.parsing import Arguments, OneLineParser
@@ -38,10 +40,11 @@ def check_file(file: Path) -> None:
     """Raises SettingsError where the file is of no known kind, or cannot be written."""
     if file.suffix not in KINDS:
         raise SettingsError(f"FILE must end in {' or '.join(KINDS)}, got {file}")
-    if not file.parent.is_dir():
+    if not str(file).isprintable():
+        raise SettingsError(f"FILE must be the name of a file, got {str(file)!r}")
+    if not os.path.isdir(file.parent):
         raise SettingsError(f"{file}: there is no folder {file.parent}")
-    if file.exists():
-        raise SettingsError(f"{file}: exists already and would be overwritten; give a new file")
+    files.check_new(file, str(file))
 
 
 def export(args: Arguments) -> None:
@@ -64,7 +67,8 @@ def export(args: Arguments) -> None:
     except ValueError as error:
         raise SettingsError(f"{checkpoint}: {error}") from error
     try:
-        KINDS[file.suffix](agent.policy, file, args.keys_values)
+        with files.new_file(file) as made:
+            KINDS[file.suffix](agent.policy, made, args.keys_values)
     except ModuleNotFoundError as error:
         raise SettingsError(f"{file}: {error}; pip install fbrl[onnx]") from error
     print(f"{file}: one step of {checkpoint}, the {settings.core.name} core; {file.stat().st_size:,} bytes")

@@ -8,6 +8,7 @@ torchrun --nproc-per-node 4 train_agent.py --config configs/tmaze.yaml
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, Path | None]:
         only = f"only --{LONGER}, to train longer"
         raise SettingsError(f"--resume takes the run's own settings and no others, got --{' --'.join(others)} ({only})")
     folder = Path(namespace.resume).expanduser()
-    if not (folder / "config.yaml").is_file():
+    if not os.path.isfile(folder / "config.yaml"):
         raise SettingsError(f"--resume {folder}: holds no run; expected a folder with config.yaml and last.zip")
     settings = load_settings(folder / "config.yaml")
     if namespace.given:

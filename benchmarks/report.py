@@ -108,9 +108,9 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
             options.device = str(get_device("auto")) if options.device == "auto" else options.device
         except SettingsError as error:
             parser.error(str(error))
-    if options.json and not options.json.parent.is_dir():
+    if options.json and not os.path.isdir(options.json.parent):
         parser.error(f"--json {options.json}: {options.json.parent} is no folder")
-    if options.json and options.json.is_dir():
+    if options.json and os.path.isdir(options.json):
         parser.error(f"--json {options.json}: a folder, expected a file")
     return options
 

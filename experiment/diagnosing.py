@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3 import PPO
 
-from experiment.environments import make_env
+from experiment.environments import closed_after, make_env
 from experiment.insight import episodes
 from experiment.playing import How, evaluate
 from experiment.runs import versions
@@ -39,6 +40,7 @@ from fbrl.insight.tampering import Tampered, cut_to, shuffled
 from fbrl.policy import MemoryPolicy
 
 RECORDED, RECORDED_STEPS = 64, 200  # episodes that are looked at step by step, and steps of each
+NOT_IN_A_NAME = re.compile(r"[^\w.-]")
 CONTAMINATED = 12  # of them, into which an odd observation is put
 NEEDS = ("matplotlib", "sklearn")
 
@@ -57,18 +59,17 @@ def check_diagnosis(env: EnvSettings, folder: str) -> None:
 def diagnose(
     agent: PPO, env: EnvSettings, how: How, whole: Summary, folder: Path, labels: Sequence[str], about: dict[str, Any]
 ) -> str:
-    """Measures, writes diagnosis.txt, diagnosis.json and charts to a new folder, and hands the text back.
+    """Measures, writes diagnosis.txt, diagnosis.json and charts to a folder, and hands the text back.
 
     Args:
         agent: as it is.
         env: the task.
         how: how it is played.
         whole: how well it then does.
-        folder: new.
+        folder: an empty one.
         labels: entries of ``info`` for the probe; none means the cue, or what the episode shows first.
         about: what stands at the head of diagnosis.json.
     """
-    folder.mkdir()
     summaries = comparable({"whole": whole, **_tampered(agent, env, how)})
     played = episodes(agent, env, how, pictures=False, max_steps=RECORDED_STEPS, keep_memory=True)
     recorded = list(islice(played, RECORDED))
@@ -91,7 +92,7 @@ def diagnose(
         charts.draw_ages(by_age, folder / "ages.png")
     for one in probed:
         if isinstance(one, Probed):
-            charts.draw_probe(one, folder / f"probe_{one.label.replace(' ', '_')}.png")
+            charts.draw_probe(one, folder / f"probe_{NOT_IN_A_NAME.sub('_', one.label)}.png")
     if after is not None and len(after):
         charts.draw_contamination(after, folder / "contamination.png")
     return _write(findings, folder, about)
@@ -137,4 +138,5 @@ def _probe(recorded: list[Episode], label: str | None) -> Probed | str:
 def _contaminate(agent: PPO, env: EnvSettings, recorded: list[Episode], seed: int) -> Any:
     if not isinstance(agent.policy, MemoryPolicy):
         return None
-    return contaminate(agent.policy, recorded[:CONTAMINATED], make_env(env).observation_space, seed)
+    with closed_after(make_env(env)) as made:
+        return contaminate(agent.policy, recorded[:CONTAMINATED], made.observation_space, seed)

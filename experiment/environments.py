@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import gymnasium as gym
 from stable_baselines3.common.vec_env import VecEnv
@@ -61,12 +61,12 @@ def make_env(env: EnvSettings, **kwargs: Any) -> gym.Env[Any, Any]:
     try:
         return envs.make(env.id, **kwargs, **task_kwargs)
     except ARGUMENT_ERRORS as error:  # whatever a task says to keyword arguments that it does not know or like
-        raise SettingsError(f"{task} cannot be made: {error}{_place(error)}") from error
+        raise SettingsError(f"{task} cannot be made: {error}{place_of(error)}") from error
     except (Exception, SystemExit) as error:
         raise TaskError(f"{task} cannot be made: {type(error).__name__}: {error}") from error
 
 
-def _place(error: BaseException | None) -> str:
+def place_of(error: BaseException | None) -> str:
     """Where an error left a user's own code, as text; nothing where it was not raised from there."""
     while error is not None:
         for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
@@ -87,11 +87,8 @@ def make_batch(env: EnvSettings, seed: int, n_envs: int, limit: int | None = Non
     Raises:
         SettingsError: where the task cannot be made.
     """
-    first = make_env(env, seed=seed)
-    try:
+    with closed_after(make_env(env, seed=seed)) as first:
         return _batch(first, seed, n_envs, limit)
-    finally:
-        first.close()
 
 
 def _batch(first: gym.Env[Any, Any], seed: int, n_envs: int, limit: int | None) -> BatchVecEnv | None:
@@ -122,7 +119,7 @@ def make_envs(env: EnvSettings, seed: int, n_envs: int, limit: int | None = None
             made = EpisodicNovelty(made, env.novelty, env.novelty_steps, ignored=own)
         return stack_frames(made, env.frame_stack)
     except ValueError as error:
-        made.close()
+        close(made)
         raise SettingsError(str(error)) from error
 
 
@@ -139,7 +136,7 @@ def training_envs(settings: Settings) -> VecEnv:
             raise ValueError("env.normalize_observations and env.normalize_rewards take a single process")
         return normalize(made, env.normalize_observations, env.normalize_rewards, settings.ppo.gamma)
     except ValueError as error:
-        made.close()
+        close(made)
         raise SettingsError(str(error)) from error
 
 
@@ -152,7 +149,7 @@ def in_python(
         check_spaces(made[0])
         batch = _batch(made[0], seed, n_envs, limit)
         if batch is not None:
-            made[0].close()
+            close(made[0])
             return batch
         # one process: on a few cores, environments in processes of their own are slower than the time they take
         made += [make_env(env, seed=seed + index) for index in range(1, n_envs)]
@@ -161,7 +158,7 @@ def in_python(
         return FiniteVecEnv([partial(wrap, one) for one in made])
     except BaseException as error:
         for one in made:
-            one.close()
+            close(one)
         if type(error) is ValueError:  # of check_spaces
             raise SettingsError(str(error)) from error
         raise
@@ -176,17 +173,32 @@ def _pool(env: EnvSettings, seed: int, n_envs: int) -> VecEnv:
         raise SettingsError(f"{task} cannot be made by env.engine envpool: {error}") from error
 
 
+class Closable(Protocol):
+    """An environment, or several."""
+
+    def close(self) -> None:
+        """Closes it."""
+
+
+E = TypeVar("E", bound=Closable)
+
+
 @contextlib.contextmanager
-def closed_after(env: VecEnv) -> Iterator[VecEnv]:
-    """Closes the environments in the end; what that raises does not hide an error before it, nor lose a result."""
+def closed_after(env: E) -> Iterator[E]:
+    """Closes the environments in the end, as ``close`` does."""
     try:
         yield env
     finally:
-        try:
-            env.close()
-        except (Exception, SystemExit) as error:
-            message = " ".join(f"{type(error).__name__}: {error}".split())
-            say(f"warning: closing the environments: {message}", file=sys.stderr)
+        close(env)
+
+
+def close(env: Closable) -> None:
+    """Closes environments; what that raises is said, and does not hide an error before it, nor lose a result."""
+    try:
+        env.close()
+    except (Exception, SystemExit) as error:
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        say(f"warning: closing the environments: {message}", file=sys.stderr)
 
 
 def evaluation_envs(env: EnvSettings, seed: int, n_envs: int, limit: int | None = None) -> VecEnv:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,17 @@ PAUSES = (0.05, 0.2, 1.0)  # seconds before a rename is tried again
 
 class FileError(OSError):
     """A file that cannot be written, or a folder that is in use; the message is one line that names it."""
+
+
+def check_new(path: Path, given: str) -> None:
+    """Raises FileError, which begins with what was ``given``, where there is such a file, or there can be none."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:  # as of a name that is too long
+        raise FileError(f"{given}: {error.strerror or error}") from None
+    raise FileError(f"{given}: exists already and would be overwritten; give a new file")
 
 
 def write(path: Path, data: bytes | str) -> None:
@@ -42,15 +55,8 @@ def write(path: Path, data: bytes | str) -> None:
 
 def write_new(path: Path, data: bytes | str) -> None:
     """As ``write``; raises FileError where there already is such a file."""
-    try:
-        path.open("xb").close()
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
-    try:
-        write(path, data)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    with new_file(path) as temporary:
+        write(temporary, data)
 
 
 @contextlib.contextmanager
@@ -61,14 +67,33 @@ def new_file(path: Path) -> Iterator[Path]:
         FileError: where it cannot be written, or there already is such a file.
     """
     temporary = path.with_name(f"{path.stem}{TEMPORARY}{path.suffix}")
-    try:
+    with _renamed(temporary, path):
         yield temporary
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder, to be filled by others; in the end it gets the name ``path``. Raises as ``new_file``."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    with _renamed(temporary, path):
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+        temporary.mkdir()
+        yield temporary
+
+
+@contextlib.contextmanager
+def _renamed(temporary: Path, path: Path) -> Iterator[None]:
+    """Gives what was made the name ``path``, or deletes it; raises as ``new_file``."""
+    try:
+        yield
         if path.exists():
-            raise FileError(f"{path} cannot be written: File exists")
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         _replace(temporary, path)
     except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
+        why = error.__cause__ if isinstance(error, FileError) else error  # that of the temporary is of no interest
+        raise FileError(f"{path} cannot be written: {getattr(why, 'strerror', None) or why}") from error
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
@@ -98,11 +123,12 @@ def _sync_folder(folder: Path) -> None:
 def held(folder: Path) -> Iterator[None]:
     """Makes the folder where there is none, and holds it for this process; the lock of a process that died is none.
 
-    A folder that is still empty in the end goes again.
+    A folder that is still empty in the end goes again, and those around it that were made with it.
 
     Raises:
         FileError: where another process holds the folder, or it cannot be made.
     """
+    made = [one for one in (folder, *folder.parents) if one == folder or not os.path.exists(one)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK, timeout=0)
@@ -110,6 +136,7 @@ def held(folder: Path) -> Iterator[None]:
     except Timeout:
         raise FileError(f"{folder}: another process is training in it") from None
     except OSError as error:
+        _remove_empty(made)
         raise FileError(f"{folder} cannot be used: {error.strerror or error}") from error
     try:
         yield
@@ -117,8 +144,15 @@ def held(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             (folder / LOCK).unlink()  # while it is held; who waits for it sees that it is gone
         lock.release()
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+        _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Removes the folders, innermost first, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            if os.path.exists(folder):
+                folder.rmdir()
 
 
 def left_over(path: Path) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import set_random_seed
 
 from envs.cue import with_cue
 from envs.start_states import FixedStart, StartStatesError, start_states
-from experiment.environments import all_kwargs, make_env
+from experiment.environments import all_kwargs, closed_after, make_env
 from experiment.playing import How, check_pictures
 from experiment.settings import EnvSettings, SettingsError
 from fbrl.insight.page import about, save_page
@@ -24,7 +24,7 @@ from fbrl.insight.still import save_still
 from fbrl.insight.story import summary
 from fbrl.insight.video import save_video
 from fbrl.policy import MemoryPolicy
-from fbrl.vec_env import StepLimit
+from fbrl.vec_env import NamedEnv, StepLimit
 
 VIDEO_EPISODES, STILLS = 4, 4
 PAGE_EACH = 3  # successes and failures on a page
@@ -61,7 +61,7 @@ def _environments(env: EnvSettings, how: How, render_mode: str | None) -> Iterat
     try:
         for state in start_states(env.id, **all_kwargs(env)):
             start = FixedStart(make_env(env, render_mode=render_mode), state.draws)
-            with contextlib.closing(with_cue(StepLimit(start, how.max_steps))) as made:
+            with closed_after(NamedEnv(with_cue(StepLimit(start, how.max_steps)))) as made:
                 yield made
     except StartStatesError as error:
         raise SettingsError(f"--exhaustive: {error}") from None
@@ -73,8 +73,7 @@ def write_video(agent: PPO, env: EnvSettings, how: How, file: Path) -> None:
 
 
 def write_stills(agent: PPO, env: EnvSettings, how: How, folder: Path) -> None:
-    """A picture of each of the first episodes, time against time, in a new folder."""
-    folder.mkdir()
+    """A picture of each of the first episodes, time against time, in a folder."""
     for number, episode in enumerate(islice(episodes(agent, env, how, pictures=False), STILLS), start=1):
         title = f"episode {number}: {episode.outcome}, return {episode.returns:.2f}, {episode.length} steps"
         save_still(episode, folder / f"episode_{number}.png", title)
@@ -93,15 +92,15 @@ def write_page(agent: PPO, env: EnvSettings, how: How, file: Path, checkpoint: P
         shown += [episode for episode in emptied if not episode.success]
         told.append(EMPTIED)
     title = f"{checkpoint.parent.name}/{checkpoint.name}" + (", memory emptied before every step" * how.zero_memory)
-    with contextlib.closing(make_env(env)) as made:
+    with closed_after(make_env(env)) as made:
         names = action_names(made, agent.action_space)
     save_page(shown, file, about(agent, title, task), names, told)
 
 
-def made_to_watch(env: EnvSettings, seed: int, max_steps: int, pictures: bool) -> contextlib.closing[gym.Env[Any, Any]]:
+def made_to_watch(env: EnvSettings, seed: int, max_steps: int, pictures: bool) -> AbstractContextManager[NamedEnv]:
     """One environment to look at: closed after a ``with``."""
     made = make_env(env, seed=seed, render_mode="rgb_array" if pictures else None)
-    return contextlib.closing(with_cue(StepLimit(made, max_steps)))
+    return closed_after(NamedEnv(with_cue(StepLimit(made, max_steps))))
 
 
 def check_recordable(env: EnvSettings, argument: str) -> None:

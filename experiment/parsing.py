@@ -137,7 +137,7 @@ def to_settings(arguments: Any) -> Settings:
 
 
 def _of_file(path: Path) -> dict[str, Any]:
-    if not path.exists():
+    if not os.path.exists(path):
         raise SettingsError(f"{path}: File does not exist")
     groups = read_file(path)
     try:
@@ -194,7 +194,7 @@ def load_settings(path: str | Path) -> Settings:
         SettingsError: where the file is missing, or holds something that is not a setting; the message names the file.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SettingsError(f"{path}: no such file; expected a YAML file with settings")
     said = _of_file(path)
     try:

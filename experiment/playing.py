@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs.start_states import FixedStart, StartState, StartStatesError, start_states
-from experiment.environments import all_kwargs, closed_after, in_python, make_env
+from experiment.environments import all_kwargs, closed_after, in_python, make_env, place_of
 from experiment.runs import versions
 from experiment.settings import EnvSettings, RunSettings, SettingsError
 from fbrl.evaluation import Episodes, Estimate, Summary, play, summarise
@@ -56,16 +55,16 @@ class How:
 def check_pictures(env: EnvSettings) -> None:
     """Raises SettingsError where the task draws no pictures for a video."""
     try:
-        with contextlib.closing(make_env(env)) as made:
+        with closed_after(make_env(env)) as made:
             modes = made.metadata.get("render_modes", [])
         if "rgb_array" not in modes:
             raise SettingsError(f"its render modes are {modes}, without rgb_array")
-        with contextlib.closing(make_env(env, render_mode="rgb_array")) as made:
+        with closed_after(make_env(env, render_mode="rgb_array")) as made:
             made.reset()
             if made.render_mode != "rgb_array" or made.render() is None:
                 raise SettingsError(f"made for rgb_array, its render mode is {made.render_mode}")
     except Exception as error:  # whatever a task says where it cannot draw
-        raise SettingsError(f"--video: {env.id} draws no pictures: {error}") from error
+        raise SettingsError(f"--video: {env.id} draws no pictures: {error}{place_of(error)}") from error
 
 
 def evaluate(

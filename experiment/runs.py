@@ -50,8 +50,8 @@ def run_folder(settings: Settings) -> Path:
 
 def is_free(folder: Path) -> bool:
     """Whether a run can start in a folder: there is none, or nothing in it, or a run that ended before it began."""
-    if not folder.is_dir():
-        return not folder.exists()
+    if not os.path.isdir(folder):  # nor where there can be none, which ``files.held`` says
+        return not os.path.exists(folder)
     return not _names(folder) or never_began(folder)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from experiment import unpickled
 from experiment.agents import check_core, find_agent
-from experiment.environments import evaluation_envs
+from experiment.environments import closed_after, evaluation_envs
 from experiment.masking import maskable, takes_masks
 from experiment.settings import Settings, SettingsError
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
@@ -119,8 +119,7 @@ def load(
         check_core(checkpoint, core or FastFeedbackTransformer, sizes or {}, settings)
     with contextlib.ExitStack() as stack:
         if env is None:
-            env = evaluation_envs(settings.env, settings.run.seed, n_envs=1)
-            stack.callback(env.close)
+            env = stack.enter_context(closed_after(evaluation_envs(settings.env, settings.run.seed, n_envs=1)))
         agent = _make(saved, env, device)
     try:
         agent.policy.load_state_dict(saved.weights)

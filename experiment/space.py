@@ -9,6 +9,7 @@ A range may have ``step`` in the place of ``log``. Kept as YAML says it, values 
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -39,7 +40,7 @@ def read_space(path: Path) -> Space:
     Raises:
         SettingsError: where it cannot be read, or holds what is no setting, not to be searched, or no range or list.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SettingsError(f"--space {path}: no such file; expected a YAML file with settings and what they may be")
     said = read_file(path)
     if not said:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -136,8 +137,8 @@ def begin(folder: Path, settings: Settings, space: Space, startup: int, warmup: 
 
 def check_same(folder: Path, settings: Settings, space: Space) -> None:
     """Raises SettingsError where a folder holds something else than a study of this configuration and space."""
-    if not (folder / DATABASE).is_file():
-        if folder.exists() and not (folder.is_dir() and all(files.left_over(path) for path in folder.iterdir())):
+    if not os.path.isfile(folder / DATABASE):
+        if os.path.exists(folder) and not (folder.is_dir() and all(files.left_over(path) for path in folder.iterdir())):
             raise SettingsError(f"{folder} already holds something that is no study; choose another run.name")
         return
     with readable(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,9 @@ def agent_file(path: str | Path) -> Path:
         AgentError: where there is none.
     """
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):  # false too where there can be none, as of a name that is too long
         return path
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise AgentError(f"{path}: no such file or folder; expected a run's folder or a saved agent (.zip)")
     for name in ("best.zip", "last.zip"):
         if (path / name).is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, ClassVar, SupportsFloat
 
@@ -44,7 +44,7 @@ class FiniteVecEnv(DummyVecEnv):
     def reset(self) -> VecEnvObs:
         """The first observations."""
         self._steps = np.zeros(self.num_envs, dtype=np.int64)
-        with self._named():
+        with _naming(self._failed):
             obs = super().reset()
         self._check(obs, "observation")
         return obs
@@ -53,7 +53,7 @@ class FiniteVecEnv(DummyVecEnv):
         """One step of every environment."""
         start = time.perf_counter()
         self._steps = self._steps + np.ones(self.num_envs, dtype=np.int64)
-        with self._named():
+        with _naming(self._failed):
             obs, rewards, dones, infos = super().step_wait()
         self.seconds_stepping += time.perf_counter() - start
         self._check(obs, "observation")
@@ -73,22 +73,67 @@ class FiniteVecEnv(DummyVecEnv):
             which = int(np.argmin(np.all(rows, axis=0))) if index is None else index
             raise NotFiniteError(f"{self.name(which)}: {error}") from None
 
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """Says which environment raised what its code raises."""
-        try:
-            yield
-        except (Exception, SystemExit) as error:
-            index = _index(error.__traceback__)
-            name = "an environment" if index is None else self.name(index)
-            raise TaskError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    def _failed(self, error: BaseException) -> str:
+        index = _index(error.__traceback__)
+        return "an environment" if index is None else self.name(index)
 
     def name(self, index: int) -> str:
         """An environment in words: its number, its task, and the step that it is at."""
-        task = self.envs[index].unwrapped
-        name = task.spec.id if task.spec is not None else type(task).__name__
         step = int(np.broadcast_to(self._steps, self.num_envs)[index])
-        return f"environment {index} ({name}), step {step} of its episode"
+        return f"environment {index} {_at(self.envs[index], step)}"
+
+
+class NamedEnv(gym.Wrapper[Any, Any, Any, Any]):
+    """A single environment that says what ``FiniteVecEnv`` says, and raises what that raises; of its pictures too."""
+
+    steps = 0  # of the episode under way
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode."""
+        self.steps = 0
+        with _naming(self._failed):
+            observation, info = self.env.reset(**kwargs)
+        self._check(observation, "observation")
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """One step."""
+        self.steps += 1
+        with _naming(self._failed):
+            result = self.env.step(action)
+            reward = np.asarray(float(result[1]))
+        self._check(result[0], "observation")
+        self._check(reward, "reward")
+        return result
+
+    def render(self) -> Any:
+        """A picture."""
+        with _naming(self._failed):
+            return self.env.render()
+
+    def _check(self, values: Any, name: str) -> None:
+        try:
+            check_finite(values, name)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{self._failed(error)}: {error}") from None
+
+    def _failed(self, error: BaseException) -> str:
+        return f"the environment {_at(self.env, self.steps)}"
+
+
+def _at(env: gym.Env[Any, Any], step: int) -> str:
+    task = env.unwrapped
+    name = task.spec.id if task.spec is not None else type(task).__name__
+    return f"({name}), step {step} of its episode"
+
+
+@contextlib.contextmanager
+def _naming(name: Callable[[BaseException], str]) -> Iterator[None]:
+    """Says which environment raised what its code raises."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise TaskError(f"{name(error)}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def _index(trace: TracebackType | None) -> int | None:

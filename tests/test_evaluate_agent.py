@@ -70,6 +70,22 @@ class Forgets(Declares):
         super().__init__()
 
 
+class Later(Task):
+    """Fails while its second episode is played."""
+
+    def reset(self, *, seed=None, options=None):
+        self.episodes = getattr(self, "episodes", 0) + 1
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        if self.episodes == 2 and self.t == 3:
+            raise FileNotFoundError("a file of the user's")
+        return super().step(action)
+
+    def close(self):
+        raise ValueError("already closed")
+
+
 class Fails(Declares):
     """Lacks what it draws with."""
 
@@ -83,8 +99,8 @@ class Fails(Declares):
 
 @pytest.fixture(autouse=True, scope="module")
 def tasks():
-    names = [f"tests/{task.__name__}-v1" for task in (Task, Declares, Forgets, Fails)]
-    for name, task in zip(names, (Task, Declares, Forgets, Fails), strict=True):
+    names = [f"tests/{task.__name__}-v1" for task in (Task, Declares, Forgets, Later, Fails)]
+    for name, task in zip(names, (Task, Declares, Forgets, Later, Fails), strict=True):
         gym.register(name, entry_point=task)
     yield
     for name in names:
@@ -289,6 +305,8 @@ def test_the_memoryless_agent(run, copy, tmp_path):
         (["--max_steps=0"], "--max_steps must be at least 1, got 0"),
         (["--json=same.gif", "--video=same.gif"], "--json same.gif: must be another file than that of --video"),
         (["--json=a\0b"], "--json must be the name of a file, got 'a\\x00b'"),
+        ([f"--json={'n' * 300}"], "nnn: File name too long"),
+        ([f"--stills={'n' * 300}/a"], "there is no folder nnn"),
         (["--json="], "--json must be the name of a file, got ''"),
         (["--device=meta"], "--device must be auto, cpu, cuda, cuda:1, ..., got meta"),
         (["--device=cpu:7"], "--device must be auto, cpu, cuda, cuda:1, ..., got cpu:7"),
@@ -319,6 +337,23 @@ def test_the_memoryless_agent(run, copy, tmp_path):
 )
 def test_bad_arguments(run, saved, arguments, message):
     assert_refused(run(saved, *arguments), message)
+
+
+@pytest.mark.parametrize("given", ["--html=a.html", "--stills=a", "--diagnose=a"])
+def test_a_task_that_fails_while_it_is_looked_at(run, copy, tmp_path, monkeypatch, given):
+    """Kind: a bug of the user's taken for a file that cannot be written; and half of a folder that is left."""
+    Settings(env=EnvSettings("tests/Later-v1"), core=CoreSettings(**SIZES)).save(copy / "config.yaml")
+    MemoryPPO("MlpPolicy", Later(), device="cpu", policy_kwargs={"core_kwargs": SIZES}).save(copy / "last.zip")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(copy, "--episodes=1", given)
+    assert code == 1
+    *warnings, first = err[: err.index("Traceback")].splitlines()
+    assert first == (
+        "error: the environment (tests/Later-v1), step 4 of its episode: FileNotFoundError: a file of the user's"
+    )
+    assert set(warnings) == {"warning: closing the environments: ValueError: already closed"}
+    assert "in step" in err
+    assert [path.name for path in tmp_path.iterdir()] == [copy.name]
 
 
 def test_too_many_start_states(run, copy):

@@ -87,6 +87,8 @@ def test_onnx_plays_minigrid_without_fbrl(run, tmp_path):
         ("agent.txt", "FILE must end in .onnx or .pt2, got"),
         ("missing/agent.pt2", "there is no folder"),
         ("taken.pt2", "exists already and would be overwritten"),
+        (f"{'n' * 300}.pt2", "n.pt2: File name too long"),
+        ("a\nb.pt2", "FILE must be the name of a file, got"),
     ],
 )
 def test_files_that_cannot_be_written(run, tmp_path, file, message):
@@ -95,6 +97,20 @@ def test_files_that_cannot_be_written(run, tmp_path, file, message):
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert message in err
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_half_of_a_program_is_none(run, tmp_path, monkeypatch, error):
+    def fail(program, file, **kwargs):
+        Path(file).write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr("torch.export.save", fail)
+    agent = save_agent(tmp_path / "agent", "fbrl/TMaze-v0")
+    code, _, err = run("export_agent.py", agent, tmp_path / "agent.pt2")
+    if isinstance(error, OSError):
+        assert (code, err) == (2, f"error: {tmp_path}/agent.pt2 cannot be written: No space left on device\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["agent"]
 
 
 def test_agents_that_cannot_be_exported(run, tmp_path):

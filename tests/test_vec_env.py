@@ -8,7 +8,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from fbrl.finite import NotFiniteError
-from fbrl.vec_env import FiniteVecEnv, LastEpisodes, StepLimit, TaskError
+from fbrl.vec_env import FiniteVecEnv, LastEpisodes, NamedEnv, StepLimit, TaskError
 from tests.tasks import ConstantTask, RandomTask
 
 
@@ -118,6 +118,43 @@ def test_an_error_of_an_environment_says_where(error, in_reset):
     with pytest.raises(TaskError, match=name) as raised:
         env.step(np.zeros(2, int))
     assert raised.value.__cause__ is error
+
+
+class Drawn(Broken):
+    def render(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("a\nb"), StopIteration("a b"), SystemExit("a b"), OSError("a b")])
+def test_a_single_environment_says_where_too(error):
+    """Those that are played to be looked at."""
+    env = NamedEnv(Drawn(error, in_reset=False))
+    env.reset()
+    env.step(0)
+    env.step(0)
+    name = rf"^the environment \(Drawn\), step {{}} of its episode: {type(error).__name__}: a b$"
+    with pytest.raises(TaskError, match=name.format(2)):
+        env.render()
+    with pytest.raises(TaskError, match=name.format(3)) as raised:
+        env.step(0)
+    assert raised.value.__cause__ is error
+    env = NamedEnv(Drawn(error, in_reset=True))
+    env.reset()
+    with pytest.raises(TaskError, match=name.format(0)):
+        env.reset()
+
+
+@pytest.mark.parametrize(("name", "bad"), [("observation", np.nan), ("observation", 1e20), ("reward", np.inf)])
+def test_a_single_environment_is_looked_at_too(name, bad):
+    class Bad(ConstantTask):
+        def step(self, action):
+            obs, reward, *others = super().step(action)
+            return (obs * 0 + bad, reward, *others) if name == "observation" else (obs, bad, *others)
+
+    env = NamedEnv(Bad())
+    env.reset()
+    with pytest.raises(NotFiniteError, match=rf"^the environment \(Bad\), step 1 of its episode: {name} must be"):
+        env.step(0)
 
 
 def test_a_limit_cuts_episodes():

@@ -17,6 +17,7 @@ lifts that, for suites that vary one core.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -115,7 +116,7 @@ def load_suite(path: Path, runs: Path = RUNS, results: Path = RESULTS) -> Suite:
     Raises:
         SettingsError: where the file is missing or holds something else; the message names the file and the key.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         known = ", ".join(sorted(str(file.relative_to(ROOT)) for file in SUITES.glob("*.yaml")))
         raise SettingsError(f"{path}: no such file; the suites are {known}")
     try:

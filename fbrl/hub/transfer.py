@@ -55,7 +55,7 @@ def push(folder: Path, repo: str, private: bool = False) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
     check_repo(repo)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise HubError(f"{folder}: no such folder; expected one with config.yaml and {' or '.join(AGENTS)}")
     try:
         agent = read_agent(folder)
@@ -149,9 +149,9 @@ def pull(repo: str, folder: Path, revision: str | None = None) -> str:
     from huggingface_hub import snapshot_download
 
     check_repo(repo)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise HubError(f"{folder}: exists already and would be overwritten; give a new or an empty folder")
-    if not folder.parent.is_dir():
+    if not os.path.isdir(folder.parent):
         raise HubError(f"{folder}: there is no folder {folder.parent}")
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=folder.parent) as place:
         with _asking_the_hub(repo, revision):
@@ -162,9 +162,13 @@ def pull(repo: str, folder: Path, revision: str | None = None) -> str:
         except HubError as error:
             raise HubError(f"{repo}: {error}") from error
         found = [name for name in FILES if (Path(place) / name).is_file()]
-        folder.mkdir(exist_ok=True)
+        whole = Path(place) / "agent"
+        whole.mkdir()
         for name in found:
-            os.replace(Path(place) / name, folder / name)
+            os.replace(Path(place) / name, whole / name)
+        if folder.is_dir():  # Windows replaces no folder, not even an empty one
+            folder.rmdir()
+        os.replace(whole, folder)  # all of it, or nothing
     play = f"python evaluate_agent.py {shlex.quote(str(folder))}"
     return f"{folder}: {', '.join(found)}; nothing was unpickled\nplay it: {play}"
 

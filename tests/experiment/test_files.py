@@ -1,5 +1,6 @@
 """Files that are whole at every moment, and a folder that one process holds."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -55,6 +56,42 @@ def test_a_new_file_replaces_none(tmp_path):
     assert contents(tmp_path) == {"file": b"old"}
     with pytest.raises(FileError, match="nowhere/file cannot be written: No such file or directory"):
         write(tmp_path / "nowhere" / "file", "new")
+
+
+@pytest.mark.parametrize("make", [files.new_file, files.new_folder])
+def test_what_others_make_is_whole_or_not_there(tmp_path, make):
+    """Whatever ends them; and what they made replaces nothing that has come meanwhile."""
+
+    def fill(place, text):
+        (place if make is files.new_file else place / "part").write_text(text)
+
+    (tmp_path / "a.tmp").mkdir()  # of a process that was killed
+    for error in (OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()):
+        with contextlib.suppress(FileError, KeyboardInterrupt), make(tmp_path / "a") as place:
+            fill(place, "half")
+            raise error
+        assert not (tmp_path / "a").exists()
+    with make(tmp_path / "a") as place:
+        fill(place, "whole")
+        assert not (tmp_path / "a").exists()
+    with pytest.raises(FileError, match=r"/a cannot be written: File exists$"), make(tmp_path / "a") as place:
+        fill(place, "other")
+    made = tmp_path / "a" if make is files.new_file else tmp_path / "a" / "part"
+    assert made.read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+LONG = "n" * 300
+
+
+def test_names_that_are_too_long(tmp_path):
+    """Kind: an error of the system where a path is only looked at. Folders around one that cannot be go again."""
+    with pytest.raises(FileError, match=r"^what was given: File name too long$"):
+        files.check_new(tmp_path / LONG, "what was given")
+    for path in (tmp_path / "new" / LONG, tmp_path / LONG / "below"):
+        with pytest.raises(FileError, match="cannot be used: File name too long"), held(path):
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_windows_may_have_to_try_again(tmp_path, monkeypatch):

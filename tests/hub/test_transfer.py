@@ -389,6 +389,28 @@ def test_places_that_are_none_are_refused(hub, small, run, tmp_path):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
 
 
+def test_all_of_an_agent_comes_or_nothing(hub, small, tmp_path, monkeypatch):
+    """A kill between two of its files."""
+    hub.put(REPO, contents(small))
+    replaced, replace = [], os.replace
+
+    def dies(source, target):
+        replaced.append(target)
+        if len(replaced) == 3:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    (tmp_path / "back").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("fbrl.hub.transfer.os.replace", dies)
+        with pytest.raises(KeyboardInterrupt):
+            pull(REPO, tmp_path / "back")
+    assert len(replaced) == 3
+    assert [path for path in (tmp_path / "back").iterdir()] == []
+    pull(REPO, tmp_path / "back")
+    np.testing.assert_array_equal(actions(tmp_path / "back"), actions(small))
+
+
 def test_the_hubs_own_refusals_are_one_line(hub, small, run, tmp_path, monkeypatch):
     hub.put(REPO, contents(small))
 
