@@ -108,11 +108,23 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
             options.device = str(get_device("auto")) if options.device == "auto" else options.device
         except SettingsError as error:
             parser.error(str(error))
-    if options.json and not os.path.isdir(options.json.parent):
-        parser.error(f"--json {options.json}: {options.json.parent} is no folder")
-    if options.json and os.path.isdir(options.json):
-        parser.error(f"--json {options.json}: a folder, expected a file")
+    try:
+        check_json(options.json)
+    except SettingsError as error:
+        parser.error(str(error))
     return options
+
+
+def check_json(file: Path | None) -> None:
+    """Raises SettingsError where ``--json`` can be no file."""
+    if file is None:
+        return
+    if not str(file).isprintable():
+        raise SettingsError(f"--json must be the name of a file, got {str(file)!r}")
+    if not os.path.isdir(file.parent):
+        raise SettingsError(f"--json {file}: {file.parent} is no folder")
+    if os.path.isdir(file):
+        raise SettingsError(f"--json {file}: a folder, expected a file")
 
 
 def print_row(row: Mapping[str, Any], columns: Iterable[str]) -> None:

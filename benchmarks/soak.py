@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import ROOT
+from benchmarks.report import ROOT, check_json
 from experiment import files
 from experiment.parsing import fail
 from experiment.runs import versions
@@ -111,7 +111,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--interrupts", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
-    if args.minutes <= 0 or args.interrupts < 0:
+    check_json(args.json)
+    if not 0 < args.minutes < float("inf") or args.interrupts < 0:
         raise SettingsError(f"--minutes must be more than 0 and --interrupts at least 0, got {args}")
     with TemporaryDirectory() as folder:
         result = soak(args.minutes, args.interrupts, Path(folder))

@@ -86,13 +86,7 @@ def check(settings: Settings) -> None:
             raise SettingsError(f"env.wrappers must hold {allowed}, got {wrapper}")
     if env.wrappers and env.engine == "envpool":
         raise SettingsError(f"env.wrappers must be [] where env.engine is envpool, got {env.wrappers}")
-    if any(width < 1 for width in ppo.net_arch):
-        raise SettingsError(f"ppo.net_arch must hold widths of at least 1, got {ppo.net_arch}")
     check_form(core.form, run.device)
-    if ppo.sde_sample_freq < 1 and ppo.sde_sample_freq != -1:
-        raise SettingsError(f"ppo.sde_sample_freq must be at least 1, or -1, got {ppo.sde_sample_freq}")
-    if abs(ppo.log_std_init) > 20:
-        raise SettingsError(f"ppo.log_std_init must be between -20 and 20, got {ppo.log_std_init}")
     has_heads = core.name in CORES and "n_heads" in core_kwargs(core.name, asdict(core))
     if has_heads and core.d_model % core.n_heads:
         raise SettingsError(f"core.n_heads must divide core.d_model = {core.d_model}, got {core.n_heads}")
@@ -108,6 +102,13 @@ def check_each(settings: Settings) -> None:
             if value is not None and not holds(value):
                 raise SettingsError(f"{name} must be {allowed}, got {value}")
     _check_most(settings)
+    ppo = settings.ppo
+    if any(width < 1 for width in ppo.net_arch):
+        raise SettingsError(f"ppo.net_arch must hold widths of at least 1, got {ppo.net_arch}")
+    if ppo.sde_sample_freq < 1 and ppo.sde_sample_freq != -1:
+        raise SettingsError(f"ppo.sde_sample_freq must be at least 1, or -1, got {ppo.sde_sample_freq}")
+    if abs(ppo.log_std_init) > 20:
+        raise SettingsError(f"ppo.log_std_init must be between -20 and 20, got {ppo.log_std_init}")
 
 
 def _check_types(settings: Settings) -> None:

@@ -70,8 +70,19 @@ class Study:
         waiting = [trial.number for trial in trials if trial.state.name == "WAITING"]
         if len(trials) - len(waiting) >= most:
             return None
-        self.optuna.sampler = _sampler(self.settings.run.seed, min(waiting, default=len(trials)), self.startup)
+        self._sample_for(min(waiting, default=len(trials)))
         return self.optuna.ask(distributions(self.space)).number
+
+    def _sample_for(self, number: int) -> None:
+        self.optuna.sampler = _sampler(self.settings.run.seed, number, self.startup)
+
+    def complete(self) -> None:
+        """Draws the rest of the values of trials whose process was killed while they were drawn."""
+        for number in self.begun():
+            self._sample_for(number)
+            trial = self.trial(number)
+            for name, distribution in distributions(self.space).items():  # as ``ask`` does
+                trial._suggest(name, distribution)
 
     def begun(self) -> list[int]:
         """The numbers of the trials that began and did not end."""

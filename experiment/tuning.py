@@ -142,6 +142,7 @@ def tune(settings: Settings, how: How, again: str) -> None:
 
 def train_all(study: Study, trials: int, workers: int) -> int:
     """Trains what began and did not end, then new trials; 0, or 130 after an interrupt, or a process's exit code."""
+    study.complete()
     unfinished = study.begun()
     following = partial(_following, study, trials, unfinished)
     if workers > 1:

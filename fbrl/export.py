@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import logging
 import warnings
@@ -185,7 +186,9 @@ def export_program(policy: MemoryPolicy, keys_values: bool = False) -> ExportedP
 def save_program(policy: MemoryPolicy, path: str | Path, keys_values: bool = False) -> None:
     """Writes ``export_program`` to a .pt2 file, with what ``OneStep.about`` says as the extra file ``fbrl``."""
     about = json.dumps(OneStep(policy, keys_values).about())
-    torch.export.save(export_program(policy, keys_values), path, extra_files={METADATA: about})
+    buffer = io.BytesIO()  # torch's own writer aborts the process where a disk is full
+    torch.export.save(export_program(policy, keys_values), buffer, extra_files={METADATA: about})
+    Path(path).write_bytes(buffer.getvalue())
 
 
 def save_onnx(policy: MemoryPolicy, path: str | Path, keys_values: bool = False) -> None:

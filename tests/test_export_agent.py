@@ -101,11 +101,11 @@ def test_files_that_cannot_be_written(run, tmp_path, file, message):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_half_of_a_program_is_none(run, tmp_path, monkeypatch, error):
-    def fail(program, file, **kwargs):
-        Path(file).write_bytes(b"half")
+    def fail(policy, file, keys_values):
+        file.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr("torch.export.save", fail)
+    monkeypatch.setattr("fbrl.export.save_program", fail)
     agent = save_agent(tmp_path / "agent", "fbrl/TMaze-v0")
     code, _, err = run("export_agent.py", agent, tmp_path / "agent.pt2")
     if isinstance(error, OSError):

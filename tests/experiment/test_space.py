@@ -103,6 +103,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
     [
         ({"ppo.gamma": {"low": 0.9, "high": 1.5}}, "ppo.gamma must be between 0 and 1, got 1.5"),
         ({"core.window": [0, 5]}, "core.window must be at least 1, got 0"),
+        ({"ppo.net_arch": [[], [5, 0]]}, "ppo.net_arch must hold widths of at least 1, got [5, 0]"),
         ({"ppo.learning_rate": [1e-3, 1e9]}, "ppo.learning_rate must be at most 1,000"),
         ({"ppo.seq_len": [7, 11]}, "none of 200 configurations drawn from the space can be trained; the last: ppo"),
     ],

@@ -314,6 +314,34 @@ def test_a_bug_in_the_environment_is_raised_and_its_trial_goes_on_afterwards(tmp
     assert states(Study(study_folder(settings))) == ["COMPLETE", "COMPLETE"]
 
 
+def test_a_kill_while_a_trial_is_drawn(tmp_path, monkeypatch):
+    """Kind: what is written in several transactions, of which some are missing. The configuration's own trial, too."""
+    settings, file = configuration(tmp_path), write_space(tmp_path)
+    expected = study_in(tmp_path / "whole", settings, read_space(file))
+    expected.ask(1)
+    folder, drawn_first = study_folder(settings), []
+    from optuna import Trial
+
+    suggest = Trial._suggest
+
+    def dies(trial, name, distribution):
+        if len(drawn_first) == 1:
+            raise KeyboardInterrupt
+        drawn_first.append(name)
+        return suggest(trial, name, distribution)
+
+    study = study_in(folder, settings, read_space(file))
+    with monkeypatch.context() as patch:
+        patch.setattr(Trial, "_suggest", dies)
+        with pytest.raises(KeyboardInterrupt):
+            study.ask(2)
+    assert [len(params) for params in drawn(Study(folder))] == [1]
+    tune(settings, How(1, file, workers=1, startup=2, warmup=0), AGAIN)
+    study = Study(folder)
+    assert states(study) == ["COMPLETE"]
+    assert drawn(study)[0].keys() == drawn(expected)[0].keys()
+
+
 def test_where_nothing_has_finished_it_is_said(tmp_path):
     study = study_in(tmp_path / "study", configuration(tmp_path), {"ppo.seq_len": [7, 8]})
     study.ask(1)

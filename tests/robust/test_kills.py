@@ -3,8 +3,10 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import time
 
 import numpy as np
@@ -137,6 +139,45 @@ def test_a_full_disk(tmp_path):
     assert f"{tmp_path}/run/last.zip cannot be written: File too large" in line
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "versions.json"}
     goes_on(tmp_path, task)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a disk of so many kB on a folder, or makes it another size."""
+    folder, mounted = tmp_path / "disk", []
+
+    def of(kilobytes):
+        folder.mkdir(exist_ok=True)
+        options = f"{'remount,' if mounted else ''}size={kilobytes}k"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True)
+        if done.returncode:
+            pytest.skip("nothing can be mounted here")
+        mounted.append(folder)
+        return folder
+
+    yield of
+    if mounted:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("mount") is None, reason="nothing can be mounted here")
+@pytest.mark.parametrize("kilobytes", [4, 12, 60, 120, 190])
+def test_a_disk_that_is_full(tmp_path, small_disk, kilobytes):
+    """In its first file, its first checkpoint, its best agent or its second checkpoint: as a limit on a file's size."""
+    task = "fbrl/TMaze-v0"
+    disk = small_disk(kilobytes)
+    script = Script(tmp_path, *new(disk, task, STEPS))
+    assert script.wait() == 2, script.err.read_text()
+    (line,) = script.err.read_text().splitlines()
+    assert re.search(rf"{disk}/run/\S+ cannot be written: No space left on device", line)
+    assert not [path for path in (disk / "run").iterdir() if path.suffix == ".tmp"]
+    assert_whole(disk / "run")
+    small_disk(4000)
+    run = disk / "run"
+    script = Script(tmp_path, *(("--resume", run) if (run / "config.yaml").exists() else new(disk, task, STEPS)))
+    assert script.wait() == 0, script.err.read_text()
+    assert_whole(run)
 
 
 def interrupted(tmp_path, *arguments, number=signal.SIGINT, output=None, close=lambda: None):
