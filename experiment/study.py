@@ -54,7 +54,7 @@ class Study:
         if not (folder / DATABASE).is_file():
             raise SettingsError(f"{folder} holds no study: {DATABASE} is missing")
         self.folder = folder
-        with readable(folder):
+        with readable(folder, RuntimeError):  # of another version of Optuna's
             self.optuna = _open(folder)
             said = self.optuna.user_attrs
             self.settings, self.space = settings_from(said["settings"]), Space(said["space"])
@@ -133,7 +133,7 @@ def begin(folder: Path, settings: Settings, space: Space, startup: int, warmup: 
         SettingsError: where the study in the folder is one of another configuration or space.
     """
     check_same(folder, settings, space)
-    with readable(folder):
+    with readable(folder, RuntimeError):  # of another version of Optuna's
         study = _open(folder)
         new = "settings" not in study.user_attrs
         said = {"space": space, "startup": startup, "warmup": warmup, "settings": asdict(settings)}
@@ -152,7 +152,7 @@ def check_same(folder: Path, settings: Settings, space: Space) -> None:
         if os.path.exists(folder) and not (folder.is_dir() and all(files.left_over(path) for path in folder.iterdir())):
             raise SettingsError(f"{folder} already holds something that is no study; choose another run.name")
         return
-    with readable(folder):
+    with readable(folder, RuntimeError):  # of another version of Optuna's
         said = _open(folder).user_attrs
         if "settings" not in said:  # killed before it began
             return
@@ -170,14 +170,17 @@ def check_same(folder: Path, settings: Settings, space: Space) -> None:
 
 
 @contextlib.contextmanager
-def readable(folder: Path) -> Iterator[None]:
-    """Raises SettingsError in the place of what Optuna raises where a database is broken, or another program's."""
+def readable(folder: Path, *others: type[Exception]) -> Iterator[None]:
+    """Raises SettingsError in the place of what is raised where a database is broken or its disk is full.
+
+    ``others`` are errors that mean it too.
+    """
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+    except (SQLAlchemyError, StorageInternalError, *others) as error:
         raise SettingsError(f"{folder / DATABASE} cannot be used as a study: {error.__cause__ or error}") from error
 
 

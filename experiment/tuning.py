@@ -23,7 +23,7 @@ from experiment.rules import check_device
 from experiment.saved import start_from
 from experiment.settings import Settings, SettingsError
 from experiment.space import Space, check_space, default_space, read_space
-from experiment.study import Study, begin, check_same, study_folder
+from experiment.study import Study, begin, check_same, readable, study_folder
 from experiment.trials import run_trial, said_of
 from experiment.workers import INTERRUPTED, Workers
 
@@ -120,7 +120,8 @@ def tune(settings: Settings, how: How, again: str) -> None:
         if settings.run.eval_every >= settings.ppo.timesteps:
             say("no trial can be pruned: run.eval_every is no less than ppo.timesteps")
         try:
-            code = train_all(study, how.trials, workers)
+            with readable(folder):
+                code = train_all(study, how.trials, workers)
         except KeyboardInterrupt:
             code = INTERRUPTED
         except Exception as error:

@@ -342,6 +342,23 @@ def test_a_kill_while_a_trial_is_drawn(tmp_path, monkeypatch):
     assert drawn(study)[0].keys() == drawn(expected)[0].keys()
 
 
+def test_a_disk_that_is_full_for_the_study(tmp_path, monkeypatch):
+    """After it was begun; the trial's training goes on afterwards."""
+    from sqlalchemy.exc import OperationalError
+
+    def full(reports, line):
+        raise OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+
+    settings, file = configuration(tmp_path), write_space(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Reports, "__call__", full)
+        with pytest.raises(SettingsError, match=r"study\.db cannot be used as a study: .*disk is full") as error:
+            tune(settings, How(1, file, workers=1), AGAIN)
+    assert error.value.__notes__[-1] == f"the study goes on with: {AGAIN}"
+    tune(settings, How(1, file, workers=1), AGAIN)
+    assert states(Study(study_folder(settings))) == ["COMPLETE"]
+
+
 def test_where_nothing_has_finished_it_is_said(tmp_path):
     study = study_in(tmp_path / "study", configuration(tmp_path), {"ppo.seq_len": [7, 8]})
     study.ask(1)
