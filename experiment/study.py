@@ -178,9 +178,10 @@ def readable(folder: Path, *others: type[Exception]) -> Iterator[None]:
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
+    errors: tuple[type[Exception], ...] = (SQLAlchemyError, StorageInternalError, *others)
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError, *others) as error:
+    except errors as error:
         raise SettingsError(f"{folder / DATABASE} cannot be used as a study: {error.__cause__ or error}") from error
 
 
