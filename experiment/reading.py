@@ -57,9 +57,11 @@ def read_file(path: Path) -> Any:
         SettingsError: where it cannot be read; the message names the file and the line.
     """
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise SettingsError(f"{path}: must be at most {MOST_BYTES:,} bytes, got {path.stat().st_size:,}")
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)  # a device has no size, and no end
+        if len(data) > MOST_BYTES:
+            raise SettingsError(f"{path}: must be at most {MOST_BYTES:,} bytes, got more")
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
     try:
