@@ -76,6 +76,7 @@ docs: $(DOCS)
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench,onnx]'
 	$(BIN)/python -m benchmarks.speed.scan --json $(RESULTS)/scan.json
+	$(BIN)/python -m benchmarks.speed.threads --json $(RESULTS)/threads.json
 	$(BIN)/python -m benchmarks.speed.operations --json $(RESULTS)/operations.json
 	$(BIN)/python -m benchmarks.speed.throughput --json $(RESULTS)/throughput.json
 	$(BIN)/python -m benchmarks.speed.latency --json $(RESULTS)/latency.json
