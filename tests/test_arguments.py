@@ -291,6 +291,7 @@ def test_an_overridden_distribution_acts_in_predict():
     np.testing.assert_allclose(state[0], other[0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile does it
 @pytest.mark.parametrize("how", ["instance", "hook", "compile"])
 def test_what_is_done_to_forward_is_used(how):

@@ -258,6 +258,7 @@ def test_diagnosis_without_its_extra(run, saved, tmp_path, monkeypatch):
     assert_refused(result, "needs pip install fbrl[diagnose] (sklearn is missing)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("core", ["none", "lstm"])
 def test_diagnosis_of_what_keeps_no_steps(run, copy, tmp_path, core):
     env = EnvSettings(kwargs={"corridor": 2}, n_envs=4)
@@ -281,6 +282,7 @@ def test_mp4_without_its_extra(run, saved, tmp_path, monkeypatch):
     assert_refused(result, "an .mp4 needs pip install fbrl[video]; a .gif needs nothing more")
 
 
+@pytest.mark.slow
 def test_the_memoryless_agent(run, copy, tmp_path):
     """Stable-Baselines3's own PPO, which has no attention to draw."""
     Settings(env=EnvSettings(kwargs={"corridor": 2}), core=CoreSettings("none")).save(copy / "config.yaml")

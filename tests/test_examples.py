@@ -17,6 +17,9 @@ SMALL = {
     "own_core": ({"timesteps": 1024, "n_episodes": 3}, "return with running means"),
     "draw_attention": ({"n_episodes": 2}, "layer 2: "),
 }
+MARKS = {name: pytest.mark.slow for name in ("minigrid_task", "own_encoder")} | {
+    "draw_attention": [UNPICKLES, pytest.mark.slow]
+}
 
 
 def load(name):
@@ -33,7 +36,7 @@ def test_every_example_is_run():
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[UNPICKLES, pytest.mark.slow] if name == "draw_attention" else ()) for name in SMALL],
+    [pytest.param(name, marks=MARKS.get(name, ())) for name in SMALL],
 )
 def test_example(name, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

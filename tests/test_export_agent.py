@@ -55,6 +55,7 @@ def save_agent(folder, task, core="feedback", **kwargs):
     return folder
 
 
+@pytest.mark.slow
 def test_pt2(run, tmp_path):
     agent = save_agent(tmp_path / "agent", "fbrl/TMaze-v0", corridor=2)
     code, out, err = run("export_agent.py", agent, tmp_path / "agent.pt2", "--keys-values")

@@ -222,6 +222,7 @@ def test_saved_and_loaded(tmp_path):
     loaded.learn(36)
 
 
+@pytest.mark.slow
 def test_a_task_that_takes_masks_and_memory():
     """Exactly: without masks at most 1 of 8 episodes, without memory half; with both it is learned."""
     kwargs = {"n_steps": 32, "seq_len": 8, "batch_size": 128, "n_epochs": 4, "learning_rate": 3e-3, "ent_coef": 0.01}

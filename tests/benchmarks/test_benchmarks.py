@@ -114,6 +114,7 @@ def test_options_that_cannot_be(module, arguments, message, capsys):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_scan_report(tmp_path, monkeypatch, capsys):
     """Without the other package its column is null, and a line says so."""
     monkeypatch.setitem(sys.modules, "feedback_transformer_pytorch", None)

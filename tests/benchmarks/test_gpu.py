@@ -50,6 +50,7 @@ def main(monkeypatch, tmp_path):
     return main
 
 
+@pytest.mark.slow
 def test_report(main):
     code, report, table = main(
         part("first", "print('a'); open('{folder}/left', 'w').write('{device}')"),

@@ -339,6 +339,7 @@ def bound_without_memory(hallway):
     return np.mean([((2 - f - (1 - f) ** n) / 2).max() for n in visits])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("env_id", "expected"), LEAKY.items())
 def test_the_best_success_without_memory_where_short_hallways_leak(env_id, expected):
     """A policy attains it, and no other gets further, to four digits."""

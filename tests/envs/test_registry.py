@@ -179,6 +179,7 @@ def test_an_agent_learns_on_an_id():
     assert model.learn(32).num_timesteps == 32
 
 
+@pytest.mark.slow
 def test_the_symbols_ship_with_the_library():
     """What makes MiniGrid symbolic is importable without this package."""
     code = (

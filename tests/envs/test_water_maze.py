@@ -78,6 +78,7 @@ class Expert:
         return np.where(found, towards(place, self.goal), search)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 6, 7])
 def test_the_expert_always_comes_back(size):
     """On every goal, every first and every second cell."""
@@ -163,12 +164,14 @@ def longest_ways(size):
     return -found.fun
 
 
+@pytest.mark.slow
 def test_a_scripted_policy_on_an_odd_size():
     success, _ = play(all_episodes(7), arrows(ROUND[7], BACK[7]))
     assert success.mean() == pytest.approx(0.1607, abs=5e-5)
     assert bound(7) == pytest.approx(0.1964, abs=5e-5)
 
 
+@pytest.mark.slow
 def test_slack_lets_more_ways_count():
     success, _ = play(all_episodes(7, slack=2), arrows(ROUND[7], BACK[7]))
     assert 0.1607 < success.mean() <= bound(7, 2) < 0.25

@@ -139,6 +139,7 @@ def several_updates(memory, parallel):
     return learned(model), digest(buffer.observations, buffer.actions), model._n_updates
 
 
+@pytest.mark.slow
 @agents
 def test_weights_and_optimiser_are_the_same_in_all_processes(together, memory):
     """Bit for bit, although every process learns from its own rollouts."""

@@ -73,6 +73,7 @@ with reporting():
 """
 
 
+@pytest.mark.slow
 def test_a_dead_reader_does_not_end_a_script(tmp_path):
     """Kind: a dead ``| tee``, on stdout and stderr."""
     read, write = os.pipe()

@@ -270,6 +270,7 @@ def test_nohup_is_respected(settings, monkeypatch):
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_evaluations_act_as_the_setting_says(settings, monkeypatch, deterministic):
     """And leave what the training draws as it is: the weights are the same however much is evaluated."""
@@ -299,6 +300,7 @@ def test_stopping_at_a_success_that_is_never_reported_is_told(settings, capsys):
     assert "has no effect" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_run_is_trained_longer(settings, tmp_path, capsys, finished):
     """Kind: going on with other settings. Schedules are those of the new length; what was is kept."""

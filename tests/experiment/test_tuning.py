@@ -240,6 +240,7 @@ def test_the_same_seed_is_the_same_study_and_an_interrupted_one_goes_on_as_if_no
     assert drawn(Study(study_folder(c)))[1] != drawn(first)[1]
 
 
+@pytest.mark.slow
 def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(MemoryFigures, "_on_rollout_end", interrupt_at(96))
     settings = configuration(tmp_path)
@@ -274,6 +275,7 @@ def test_what_learns_nothing_is_pruned(tmp_path, capsys):
     assert (run / "finished").exists()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_trained_fails_with_a_line_and_the_others_go_on(tmp_path, capsys):
     space = tmp_path / "space.yaml"
     space.write_text("ppo.seq_len: [7, 8]")
@@ -491,6 +493,7 @@ def test_a_file_that_is_no_study_is_refused(tmp_path):
         study_in(folder, configuration(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_study_whose_process_was_killed_before_it_began_begins(tmp_path):
     folder = tmp_path / "study"
     study = study_in(folder, configuration(tmp_path))

@@ -172,6 +172,7 @@ def test_the_weights_are_in_a_file_without_pickles(tmp_path):
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_as_a_user_runs_it(hub, run, tmp_path):
     code, out, err = run("push", SHIPPED, REPO)
     assert (code, err) == (0, "")

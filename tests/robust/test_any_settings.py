@@ -104,12 +104,14 @@ def test_any_value_of_any_setting(name, value):
         assert settings_from(dataclasses.asdict(found)) == found
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(groups=st.dictionaries(st.sampled_from([*GROUPS, "envs", ""]), ANYTHING, max_size=4))
 def test_any_groups(groups):
     outcome(lambda: settings_from(groups))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(name=st.sampled_from(NAMES), text=st.text(max_size=40))
 def test_any_text_on_the_command_line(name, text):

@@ -59,6 +59,7 @@ def killed_at(folder, task, call, when):
     assert_whole(folder / "run")
 
 
+@pytest.mark.slow
 def test_a_kill_at_some_calls(tmp_path, whole):
     """Before the first checkpoint, in the middle and near the end; bit for bit as if nothing had been."""
     task = "fbrl/TMaze-v0"
