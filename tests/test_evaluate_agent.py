@@ -230,6 +230,7 @@ def test_an_agent_that_never_fails_is_also_shown_without_memory(run, saved, tmp_
     assert data["summary"][-1].startswith("As it never failed, the failures to choose from are its own")
 
 
+@pytest.mark.slow
 def test_diagnosis(run, saved, tmp_path):
     folder = tmp_path / "diagnosis"
     code, out, err = run(saved, "--episodes=12", f"--diagnose={folder}", "--probe=cue,nothing")

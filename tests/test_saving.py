@@ -43,6 +43,7 @@ def test_a_loaded_model_acts_the_same(core, tmp_path):
     assert_acts_the_same(model, MemoryPPO.load(tmp_path / "model", device="cpu"), batch_size=5)
 
 
+@pytest.mark.slow
 @every_core
 @pytest.mark.parametrize("n_envs", [1, 3, 4])
 def test_a_loaded_model_goes_on_with_any_number_of_environments(core, n_envs, tmp_path):

@@ -553,6 +553,7 @@ SIZES = {"d_model", "n_layers"}
 ALL_SIZES = {*SIZES, "n_heads", "window", "d_feedforward"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("core", "core_class", "given"),
     [
@@ -579,6 +580,7 @@ def test_every_core_has_a_name():
     assert {*get_args(CoreName)} == {*CORES, "none"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("core", ["feedback", "none"])
 @pytest.mark.parametrize(
     ("task", "message"),

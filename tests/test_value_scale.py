@@ -62,6 +62,7 @@ class ScaledTask(RandomTask):
 APART = {"policy_kwargs": {"share_features_extractor": False}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"clip_range_vf": 0.2}, APART], ids=["default", "clipped", "apart"])
 def test_learning_does_not_depend_on_the_scale_of_the_reward(options):
     """Equal weights but for rounding after many updates, and values and returns that are scaled alike."""

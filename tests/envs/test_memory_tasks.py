@@ -247,6 +247,7 @@ def best_return_without_memory(hallway):
     return (1 - 0.9 * np.mean(fewest) / hallway.max_steps) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("env_id", "expected"), [(name, values[0]) for name, values in (HALF | RANDOM).items()])
 def test_memory_succeeds_from_every_start(env_id, expected):
     success, score = play_all(env_id, Expert)
@@ -254,6 +255,7 @@ def test_memory_succeeds_from_every_start(env_id, expected):
     assert score == pytest.approx(expected, abs=5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("env_id", "expected"), HALF.items())
 def test_the_best_with_and_without_memory(env_id, expected):
     """No plan is shorter than the expert's, and no memoryless policy succeeds more often or sooner than the guesser."""

@@ -236,6 +236,7 @@ def test_an_endless_episode_ends_neither_evaluation_nor_training(settings, tmp_p
     assert "20 cut after 11 steps" in final_line(given, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("last", [False, True])
 def test_an_interrupt_is_heard_in_an_evaluation(settings, monkeypatch, tmp_path, capsys, number, last):

@@ -180,6 +180,7 @@ def test_a_success_that_ends_the_training_counts_to_its_end_and_is_not_pruned():
     assert report.pruned
 
 
+@pytest.mark.slow
 def test_a_study_its_files_and_its_best_settings(tmp_path, capsys):
     settings = configuration(tmp_path, name="mine", control=True, progress_bar=False)
     tune(settings, How(4, write_space(tmp_path), workers=1, startup=4), AGAIN)

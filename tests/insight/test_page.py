@@ -114,10 +114,12 @@ def test_in_a_browser(agent, episodes, tmp_path):
     assert seen[5]["heading"].startswith(f"Episode 2: {episodes[1].outcome}")
 
 
+@pytest.mark.slow
 def test_on_a_narrow_screen_nothing_sticks_out(agent, episodes, tmp_path):
     assert {one["wide"] for one in browse(write(tmp_path / "episode.html", agent, episodes), width=500)} == {0}
 
 
+@pytest.mark.slow
 def test_in_a_browser_without_pictures_or_attention(tmp_path):
     model = make_model("lstm")
     path = write(tmp_path / "episode.html", model, [record(model, RandomTask(max_length=40), max_steps=30)])
