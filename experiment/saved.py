@@ -153,20 +153,22 @@ def start_from(model: PPO, settings: Settings) -> None:
     """
     if settings.run.start_from is None:
         return
-    checkpoint, theirs = find_agent(settings.run.start_from)
+    try:
+        checkpoint, theirs = find_agent(settings.run.start_from)
+    except AgentError as error:
+        raise AgentError(f"run.start_from: {error}") from None
     where = f"run.start_from {checkpoint}"
     for key, value in asdict(settings.core).items():
         if key != "form" and (made_with := getattr(theirs.core, key)) != value:
             raise SettingsError(f"{where}: core.{key} must be {made_with}, as of that agent, got {value}")
     saved, mine = read_saved(checkpoint).weights, model.policy.state_dict()
+    others = f"{where}: the agent is of other observations, actions or layers"
     for name in sorted(saved.keys() ^ mine.keys()):
-        raise SettingsError(
-            f"{where}: {'only it' if name in saved else 'it does not have, but the new agent'} has {name}"
-        )
+        raise SettingsError(f"{others}: only {'it' if name in saved else 'the new agent'} has {name}")
     for name, weight in saved.items():
         if weight.shape != mine[name].shape:
             shapes = f"{name} is {tuple(weight.shape)} there and {tuple(mine[name].shape)} here"
-            raise SettingsError(f"{where}: the agent is of other observations, actions or layers: {shapes}")
+            raise SettingsError(f"{others}: {shapes}")
     if (statistics := read_statistics(checkpoint)) is not None and (env := model.get_vec_normalize_env()) is not None:
         restore(env, statistics)
     model.policy.load_state_dict(saved)

@@ -30,7 +30,7 @@ def check_sizes(seq_len: Any, passes: Any, **multiples: Any) -> None:
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if passes is not None and not (_is_whole(passes) and passes >= 1):
-        raise ValueError(f"passes must be at least 1, or None for the scan, got {passes!r}")
+        raise ValueError(f"passes must be a whole number of at least 1, or None for the scan, got {passes!r}")
     for name, value in multiples.items():
         if value % seq_len:
             raise ValueError(f"{name} must be a multiple of seq_len, got {name}={value} and seq_len={seq_len}")

@@ -124,7 +124,9 @@ def test_the_policy_of_dicts_for_what_is_no_dict():
 
 @pytest.mark.parametrize("value", [2.0, "2", True, -1])
 def test_passes_of_another_type(value):
-    with pytest.raises(ValueError, match=f"^passes must be at least 1, or None for the scan, got {value!r}$"):
+    with pytest.raises(
+        ValueError, match=f"^passes must be a whole number of at least 1, or None for the scan, got {value!r}$"
+    ):
         make_model(passes=value)
 
 

@@ -124,7 +124,7 @@ def test_the_drift_of_the_memories_is_logged():
 
 
 def test_passes_that_cannot_be():
-    with pytest.raises(ValueError, match=r"^passes must be at least 1, or None for the scan, got 0$"):
+    with pytest.raises(ValueError, match=r"^passes must be a whole number of at least 1, or None for the scan, got 0$"):
         make_model(passes=0)
     with pytest.raises(ValueError, match=r"^passes needs a FeedbackTransformer core, got Identity$"):
         make_model((Identity, {}), passes=1)
