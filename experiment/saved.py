@@ -161,6 +161,9 @@ def start_from(model: PPO, settings: Settings) -> None:
     for key, value in asdict(settings.core).items():
         if key != "form" and (made_with := getattr(theirs.core, key)) != value:
             raise SettingsError(f"{where}: core.{key} must be {made_with}, as of that agent, got {value}")
+    if (made_with := theirs.env.normalize_observations) != settings.env.normalize_observations:  # other units
+        wanted = str(made_with).lower()
+        raise SettingsError(f"{where}: env.normalize_observations must be {wanted}, as of that agent")
     saved, mine = read_saved(checkpoint).weights, model.policy.state_dict()
     others = f"{where}: the agent is of other observations, actions or layers"
     for name in sorted(saved.keys() ^ mine.keys()):

@@ -13,7 +13,7 @@ from experiment.callbacks import Checkpoint
 from experiment.checkpoints import load_checkpoint, save_checkpoint
 from experiment.environments import evaluation_envs, training_envs
 from experiment.playing import How, evaluate
-from experiment.saved import load
+from experiment.saved import load, start_from
 from experiment.settings import CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings, SettingsError
 from experiment.training import train
 from fbrl.evaluation import load_agent
@@ -90,6 +90,21 @@ def test_the_statistics_go_where_the_agent_goes(tmp_path, core, as_dict):
     checkpoint, found = find_agent(str(folder))
     summary = evaluate(load(checkpoint, found, "cpu"), found.env, How(episodes=4))
     assert summary.length.value == 7
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_an_agent_is_not_started_from_in_other_units(tmp_path, normalized):
+    """Its weights would see observations that they do not know."""
+    first, second = tiny(tmp_path), tiny(tmp_path)
+    first.env.normalize_observations, second.env.normalize_observations = normalized, not normalized
+    folder = train(first)
+    second.run.start_from = str(folder)
+    model = make_model(second, training_envs(second))
+    message = f"env.normalize_observations must be {str(normalized).lower()}, as of that agent"
+    with pytest.raises(SettingsError, match=message):
+        start_from(model, second)
+    second.env.normalize_observations = normalized
+    start_from(make_model(second, training_envs(second)), second)
 
 
 def test_observations_are_in_units_of_what_was_seen(tmp_path):
