@@ -7,8 +7,8 @@ CartPole is trained as in the README. CartPoleNoVel-50k is sb3-contrib's own lea
 (test_ppo_lstm_performance), which asks for 450. The three others are the RL Zoo's tuned tasks for RecurrentPPO, as the
 model cards of its published agents have them (huggingface.co/sb3/ppo_lstm-CartPoleNoVel-v1 and so on). MemoryPPO gets
 the same settings and its own default network, with a memory of width 64 and as many slots as a sequence has steps;
-``MemoryPPO-3e-4`` takes Stable-Baselines3's default learning rate in the place of the one tuned for the LSTM. One
-result a task, agent and seed is kept in benchmarks/results/control.json, which is added to.
+``MemoryPPO-3e-4`` and ``RecurrentPPO-3e-4`` take Stable-Baselines3's default learning rate in the place of the one tuned
+for the LSTM. One result a task, agent and seed is kept in benchmarks/results/control.json, which is added to.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ RESULT = ROOT / "benchmarks" / "results" / "control.json"
 EPISODES = 100
 SEQ_LEN = 32
 MEMORY = {"core_kwargs": {"d_model": 64, "n_layers": 2, "n_heads": 4, "window": SEQ_LEN}}
-DEFAULT_RATE = "MemoryPPO-3e-4"
-AGENTS = ("MemoryPPO", DEFAULT_RATE, "RecurrentPPO", "PPO")
+DEFAULT_RATE = "-3e-4"  # of a name: with Stable-Baselines3's learning rate
+AGENTS = ("MemoryPPO", "MemoryPPO" + DEFAULT_RATE, "RecurrentPPO", "RecurrentPPO" + DEFAULT_RATE, "PPO")
 ZOO_HEADS = {"activation_fn": nn.ReLU, "net_arch": {"pi": [64], "vf": [64]}, "ortho_init": False}
 
 
@@ -139,13 +139,13 @@ def make_envs(task: Task, n_envs: int, seed: int) -> VecNormalize:
 def make_agent(name: str, task: Task, env: VecNormalize, seed: int) -> OnPolicyAlgorithm:
     """An agent by its name."""
     common: dict[str, Any] = task.ppo | {"seed": seed, "device": "cpu"}
-    if name == "RecurrentPPO":
+    if name.endswith(DEFAULT_RATE):
+        falls = not isinstance(common.get("learning_rate", 0.0), float)
+        common["learning_rate"] = LinearSchedule(3e-4, 0.0, end_fraction=1.0) if falls else 3e-4
+    if name.startswith("RecurrentPPO"):
         return RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=dict(task.lstm), **common)
     if name == "PPO":
         return PPO("MlpPolicy", env, **common)
-    if name == DEFAULT_RATE:
-        falls = not isinstance(common.get("learning_rate", 0.0), float)
-        common["learning_rate"] = LinearSchedule(3e-4, 0.0, end_fraction=1.0) if falls else 3e-4
     return MemoryPPO("MlpPolicy", env, seq_len=SEQ_LEN, policy_kwargs=dict(MEMORY), **common)
 
 
