@@ -7,8 +7,8 @@ CartPole is trained as in the README. CartPoleNoVel-50k is sb3-contrib's own lea
 (test_ppo_lstm_performance), which asks for 450. The three others are the RL Zoo's tuned tasks for RecurrentPPO, as the
 model cards of its published agents have them (huggingface.co/sb3/ppo_lstm-CartPoleNoVel-v1 and so on). MemoryPPO gets
 the same settings and its own default network, with a memory of width 64 and as many slots as a sequence has steps;
-``MemoryPPO-3e-4`` and ``RecurrentPPO-3e-4`` take Stable-Baselines3's default learning rate in the place of the one tuned
-for the LSTM. One result a task, agent and seed is kept in benchmarks/results/control.json, which is added to.
+``MemoryPPO-3e-4`` and ``RecurrentPPO-3e-4`` take Stable-Baselines3's default learning rate in the place of the one
+tuned for the LSTM. One result a task, agent and seed is kept in benchmarks/results/control.json, which is added to.
 """
 
 from __future__ import annotations
