@@ -8,7 +8,8 @@ CartPole is trained as in the README. CartPoleNoVel-50k is sb3-contrib's own lea
 model cards of its published agents have them (huggingface.co/sb3/ppo_lstm-CartPoleNoVel-v1 and so on). MemoryPPO gets
 the same settings and its own default network, with a memory of width 64 and as many slots as a sequence has steps;
 ``MemoryPPO-3e-4`` and ``RecurrentPPO-3e-4`` take Stable-Baselines3's default learning rate in the place of the one
-tuned for the LSTM. One result a task, agent and seed is kept in benchmarks/results/control.json, which is added to.
+tuned for the LSTM. ``kl`` is the median over the updates of the KL divergence that Stable-Baselines3 logs. One result
+a task, agent and seed is kept in benchmarks/results/control.json, which is added to.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -115,6 +117,21 @@ TASKS = {
 }
 
 
+class StepSizes(BaseCallback):
+    """How far each update moves the policy: the KL divergences that Stable-Baselines3 logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kl: list[float] = []
+
+    def _on_rollout_start(self) -> None:
+        if "train/approx_kl" in self.logger.name_to_value:
+            self.kl.append(self.logger.name_to_value["train/approx_kl"])
+
+    def _on_step(self) -> bool:
+        return True
+
+
 class Hidden(gym.ObservationWrapper[Any, Any, Any]):
     """A task of which only some entries of the observation are seen."""
 
@@ -153,7 +170,8 @@ def run(task_name: str, agent_name: str, seed: int, steps: int | None = None) ->
     """Trains one agent and plays ``EPISODES`` episodes with its most probable actions."""
     task, began = TASKS[task_name], time.perf_counter()
     env = make_envs(task, task.n_envs, seed)
-    agent = make_agent(agent_name, task, env, seed).learn(steps or task.steps)
+    sizes = StepSizes()
+    agent = make_agent(agent_name, task, env, seed).learn(steps or task.steps, callback=sizes)
     seconds = time.perf_counter() - began
     there = make_envs(task, 10, 10_000 + seed)
     there.training, there.norm_reward = False, False
@@ -163,6 +181,7 @@ def run(task_name: str, agent_name: str, seed: int, steps: int | None = None) ->
     parameters = sum(p.numel() for p in agent.policy.parameters())
     row = {"task": task_name, "agent": agent_name, "seed": seed, "steps": agent.num_timesteps}
     row |= {"return": float(np.mean(returns)), "deviation": float(np.std(returns)), "parameters": parameters}
+    row |= {"kl": float(np.median(sizes.kl)) if sizes.kl else None}
     return row | {"seconds": seconds} | conditions(threads=1)
 
 
@@ -180,16 +199,20 @@ def keep(row: dict[str, Any], path: Path = RESULT) -> None:
 
 
 def table(path: Path = RESULT) -> str:
-    """Mean return of each seed's agent, in Markdown."""
-    lines = ["| task | agent | parameters | mean return of each seed | mean |", "|---|---|---|---|---|"]
+    """Mean return of each seed's agent, and how far an update moved it, in Markdown."""
+    lines = ["| task | agent | parameters | seeds | mean return of each | mean | KL of an update |", "|---" * 7 + "|"]
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     for task in TASKS:
         for agent in AGENTS:
             found = [row for row in rows if (row["task"], row["agent"]) == (task, agent)]
             if found:
                 each = ", ".join(f"{row['return']:.1f}" for row in found)
+                seeds = ", ".join(str(row["seed"]) for row in found)
                 mean = np.mean([row["return"] for row in found])
-                lines.append(f"| {task} | {agent} | {found[0]['parameters']:,} | {each} | {mean:.1f} |")
+                steps = [row["kl"] for row in found if row.get("kl") is not None]
+                step = f"{np.median(steps):.4f}" if steps else ""
+                parameters = f"{found[0]['parameters']:,}"
+                lines.append(f"| {task} | {agent} | {parameters} | {seeds} | {each} | {mean:.1f} | {step} |")
     return "\n".join(lines)
 
 

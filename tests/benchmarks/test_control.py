@@ -24,10 +24,11 @@ def test_what_is_seen(name):
 @pytest.mark.parametrize("agent", control.AGENTS)
 def test_a_run_is_kept_and_told(agent, tmp_path, monkeypatch):
     task = control.TASKS["CartPoleNoVel"]
-    monkeypatch.setitem(control.TASKS, "CartPoleNoVel", task._replace(ppo=task.ppo | {"n_epochs": 1}))
+    monkeypatch.setitem(control.TASKS, "CartPoleNoVel", task._replace(ppo=task.ppo | {"n_epochs": 2}))
     monkeypatch.setattr(control, "EPISODES", 3)
-    row = control.run("CartPoleNoVel", agent, seed=2, steps=256)
-    assert row["steps"] == 256
+    row = control.run("CartPoleNoVel", agent, seed=2, steps=512)
+    assert row["steps"] == 512
+    assert row["kl"] > 0
     assert 5 < row["return"] <= 500
     path = tmp_path / "control.json"
     control.keep(row, path)
@@ -35,6 +36,5 @@ def test_a_run_is_kept_and_told(agent, tmp_path, monkeypatch):
     control.keep(row | {"return": 50.0}, path)  # anew
     kept = json.loads(path.read_text())["rows"]
     assert [(one["seed"], one["return"]) for one in kept] == [(0, 30.0), (2, 50.0)]
-    assert control.table(path).splitlines()[2:] == [
-        f"| CartPoleNoVel | {agent} | {row['parameters']:,} | 30.0, 50.0 | 40.0 |"
-    ]
+    expected = f"| CartPoleNoVel | {agent} | {row['parameters']:,} | 0, 2 | 30.0, 50.0 | 40.0 | {row['kl']:.4f} |"
+    assert control.table(path).splitlines()[2:] == [expected]
