@@ -147,7 +147,9 @@ def draw(suite: Suite, results: list[Result], target: Path) -> None:
     if len(suite.cores) <= MANY:
         panels[0].set_ylabel("success, most probable action")
         labels = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5, fontsize=8)
+        figure.legend(
+            labels.values(), labels.keys(), loc="outside lower center", ncols=min(5, 1 + 2 * len(tasks)), fontsize=8
+        )
     figure.savefig(target)
     plt.close(figure)
 
