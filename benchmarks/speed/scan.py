@@ -14,7 +14,8 @@ are measured in one run and in turns. Of each size (D, L, H, M, T, B), with memo
 - ``graphs_over_fast``, ``triton_over_fast``: on a GPU, the fast form's over that of CUDA graphs and of Triton kernels;
 - ``compiled_over_fast``, ``cpu_compiled_over_fast``, ``compiled_over_lucidrains``, ``act_compiled_over_fast``: the same
   for the compiled form, on a CPU with numba; ``compiled_two_threads_over_one``: its time with one thread over that with
-  two, which wait as the scripts let them (``OMP_WAIT_POLICY=passive``); ``compiled_peak_over_fast``: of the most bytes, without those that a kernel uses for itself;
+  two, which wait as the scripts let them (``OMP_WAIT_POLICY=passive``); ``compiled_peak_over_fast``: of the most bytes,
+  without those that a kernel uses for itself;
 - ``act_fast_over_plain``: plain over fast for steps one by one, as while acting: the plain form projects the whole
   window in each, the fast form keeps its keys and values;
 - ``forward_share``, ``backward_share``: of the fast form's time; the laps hold every form's forward;
