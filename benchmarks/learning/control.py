@@ -8,8 +8,9 @@ CartPole is trained as in the README. CartPoleNoVel-50k is sb3-contrib's own lea
 model cards of its published agents have them (huggingface.co/sb3/ppo_lstm-CartPoleNoVel-v1 and so on). MemoryPPO gets
 the same settings and its own default network, with a memory of width 64 and as many slots as a sequence has steps;
 ``MemoryPPO-3e-4`` and ``RecurrentPPO-3e-4`` take Stable-Baselines3's default learning rate in the place of the one
-tuned for the LSTM. ``kl`` is the median over the updates of the KL divergence that Stable-Baselines3 logs. One result
-a task, agent and seed is kept in benchmarks/results/control.json, which is added to.
+tuned for the LSTM, ``MemoryPPO-linear-3e-4`` has linear heads besides. ``kl`` is the median over the updates of the KL
+divergence that Stable-Baselines3 logs. One result a task, agent and seed is kept in benchmarks/results/control.json,
+which is added to.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ EPISODES = 100
 SEQ_LEN = 32
 MEMORY = {"core_kwargs": {"d_model": 64, "n_layers": 2, "n_heads": 4, "window": SEQ_LEN}}
 DEFAULT_RATE = "-3e-4"  # of a name: with Stable-Baselines3's learning rate
-AGENTS = ("MemoryPPO", "MemoryPPO" + DEFAULT_RATE, "RecurrentPPO", "RecurrentPPO" + DEFAULT_RATE, "PPO")
+LINEAR = "-linear"  # of a name: with linear heads
+AGENTS = ("MemoryPPO", "MemoryPPO" + DEFAULT_RATE, "MemoryPPO" + LINEAR + DEFAULT_RATE)
+AGENTS += ("RecurrentPPO", "RecurrentPPO" + DEFAULT_RATE, "PPO")
 ZOO_HEADS = {"activation_fn": nn.ReLU, "net_arch": {"pi": [64], "vf": [64]}, "ortho_init": False}
 
 
@@ -163,7 +166,8 @@ def make_agent(name: str, task: Task, env: VecNormalize, seed: int) -> OnPolicyA
         return RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=dict(task.lstm), **common)
     if name == "PPO":
         return PPO("MlpPolicy", env, **common)
-    return MemoryPPO("MlpPolicy", env, seq_len=SEQ_LEN, policy_kwargs=dict(MEMORY), **common)
+    heads: dict[str, Any] = {"net_arch": []} if LINEAR in name else {}
+    return MemoryPPO("MlpPolicy", env, seq_len=SEQ_LEN, policy_kwargs=MEMORY | heads, **common)
 
 
 def run(task_name: str, agent_name: str, seed: int, steps: int | None = None) -> dict[str, Any]:
