@@ -41,6 +41,7 @@ COLUMNS = (
     *("suite", "finished", "exact", "episodes", "return", "success_zero_memory", "best_at"),
 )
 MANY = 7  # cores: of more, curves cannot be told apart
+ACROSS = 5  # panels in a row of a picture
 RIVAL = "lstm"  # what the probability of improvement is over
 ENOUGH = 3  # seeds of both cores, at least, before one is called better than the other
 # alike in all pictures
@@ -89,7 +90,8 @@ def table(suite: Suite, results: list[Result]) -> str:
             if len(by_task[0]) >= 2 and len({len(of_task) for of_task in by_task}) == 1:
                 seeds = " + ".join(str(len(of_task)) for of_task in by_task)
                 rows.append(["all", core, "", seeds, *_cells(by_task, _scores(done, suite.tasks, RIVAL), core)])
-    head = ["task", "core", "parameters", "seeds", "success", "IQM", "better than LSTM", "solved", "steps to 95 %"]
+    told = "return" if all(result["success"] is None for result in done) and done else "success"
+    head = ["task", "core", "parameters", "seeds", told, "IQM", "better than LSTM", "solved", "steps to 95 %"]
     columns = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
     head, *rows = map(list, zip(*columns, strict=True))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
@@ -115,7 +117,7 @@ def _cells(by_task: list[list[Result]], rival: list[np.ndarray[Any, Any]], core:
     if core != RIVAL and min(len(task) for task in (*scores, *rival)) >= ENOUGH:
         better = _interval(probability_of_improvement(scores, rival))
     reached = sorted(result["steps_to_95"] or math.inf for result in results)
-    steps = ", ".join("never" if math.isinf(at) else f"{at / 1e6:.2f} M" for at in reached)
+    steps = ", ".join("never" if math.isinf(at) else f"{at / 1e6:.2f} M" for at in reached) if reports else ""
     middle = _interval(interquartile_mean(scores)) if len(results) >= 4 else ""  # of fewer, no quarter is left out
     return [_interval(mean(scores)), middle, better, solved, steps]
 
@@ -134,8 +136,13 @@ def _interval(estimate: Estimate) -> str:
 def draw(suite: Suite, results: list[Result], target: Path) -> None:
     """A panel for each task: learning curves, or, of more cores than can be told apart, where their runs ended."""
     tasks = [task for task in suite.tasks if any(result["task"] == task for result in results)]
-    figure = plt.figure(figsize=(1 + 4.6 * len(tasks), 4.2), dpi=130, layout="constrained")
-    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    across = min(len(tasks), ACROSS)
+    rows = math.ceil(len(tasks) / across)
+    figure = plt.figure(figsize=(1 + 4.6 * across, 4.2 * rows), dpi=130, layout="constrained")
+    panels = figure.subplots(rows, across, sharey=True, squeeze=False).flatten()
+    for axes in panels[len(tasks) :]:
+        axes.remove()
+    panels = panels[: len(tasks)]
     for task, axes in zip(tasks, panels, strict=True):
         of_task = [result for result in results if result["task"] == task]
         axes.set(title=task)
@@ -145,10 +152,12 @@ def draw(suite: Suite, results: list[Result], target: Path) -> None:
         else:
             draw_curves(axes, of_task, suite.cores)
     if len(suite.cores) <= MANY:
-        panels[0].set_ylabel("success, most probable action")
+        reports = any(result["success"] is not None for result in results)
+        for axes in panels[::across]:
+            axes.set_ylabel(f"{'success' if reports else 'return'}, most probable action")
         labels = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(
-            labels.values(), labels.keys(), loc="outside lower center", ncols=min(5, 1 + 2 * len(tasks)), fontsize=8
+            labels.values(), labels.keys(), loc="outside lower center", ncols=min(5, 1 + 2 * across), fontsize=8
         )
     figure.savefig(target)
     plt.close(figure)
@@ -179,7 +188,9 @@ def draw_curves(axes: Axes, results: list[Result], cores: Iterable[str]) -> None
         if of_core:
             place = COLOURS.index(core) if core in COLOURS else len(COLOURS) + number
             draw_core(axes, of_core, f"C{place}", core)
-    axes.set(xlabel="environment steps (millions)", ylim=(0, 1.03))
+    axes.set(xlabel="environment steps (millions)")
+    if any(result["success"] is not None for result in results):  # returns may lie anywhere
+        axes.set(ylim=(0, 1.03))
 
 
 def draw_core(axes: Axes, results: list[Result], colour: str, label: str) -> None:
