@@ -28,6 +28,8 @@ from torch.export import Dim, ExportedProgram
 from fbrl.cores.core import Core, State
 from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.cores.feedback_keys import FeedbackKeys
+from fbrl.cores.feedback_once import is_plain_step, step_once
+from fbrl.memory import Memory
 from fbrl.policy import MemoryPolicy
 
 METADATA = "fbrl"  # the key, or the extra file, that holds what ``OneStep.about`` gives, as JSON
@@ -94,9 +96,13 @@ class OneStep(nn.Module):
         return read | {f"next_{name}": named[name] for name in memory}
 
     def _scan(self, x: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, State]:
-        if isinstance(self.core, FeedbackTransformer):  # in whatever form: exporters can follow the plain one
-            return FeedbackTransformer.forward(self.core, x, state, episode_start)
-        features, after = self.core(x, state, episode_start)
+        core = self.core
+        if isinstance(core, FeedbackTransformer):  # in whatever form: exporters can follow the plain one
+            if not is_plain_step(core):
+                return FeedbackTransformer.forward(core, x, state, episode_start)
+            features, after = step_once(core, x.squeeze(1), Memory(*state).reset(episode_start.squeeze(1)))
+            return features.unsqueeze(1), after
+        features, after = core(x, state, episode_start)
         return features, after
 
     def _read(self, read: Tensor) -> dict[str, Tensor]:
