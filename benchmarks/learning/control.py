@@ -47,8 +47,10 @@ SEQ_LEN = 32
 MEMORY = {"core_kwargs": {"d_model": 64, "n_layers": 2, "n_heads": 4, "window": SEQ_LEN}}
 DEFAULT_RATE = "-3e-4"  # of a name: with Stable-Baselines3's learning rate
 LINEAR = "-linear"  # of a name: with linear heads
-AGENTS = ("MemoryPPO", "MemoryPPO" + DEFAULT_RATE, "MemoryPPO" + LINEAR + DEFAULT_RATE)
-AGENTS += ("RecurrentPPO", "RecurrentPPO" + DEFAULT_RATE, "PPO")
+AGENTS = (
+    *("MemoryPPO", "MemoryPPO" + DEFAULT_RATE, "MemoryPPO" + LINEAR + DEFAULT_RATE),
+    *("RecurrentPPO", "RecurrentPPO" + DEFAULT_RATE, "PPO"),
+)
 ZOO_HEADS = {"activation_fn": nn.ReLU, "net_arch": {"pi": [64], "vf": [64]}, "ortho_init": False}
 
 
