@@ -14,6 +14,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class OneStep(nn.Module):
             if np.any(getattr(part, "start", 0)):
                 raise ValueError(f"an exported step counts from 0, got {part}")
         self.policy, self.core = policy, core
+        self.projects_once = isinstance(core, FeedbackTransformer) and is_plain_step(core)
         space = policy.action_space
         self.action_dtype = torch.as_tensor(np.zeros((), space.dtype)).dtype
         if isinstance(space, spaces.Box):
@@ -90,20 +92,20 @@ class OneStep(nn.Module):
         x = policy.core_input(BasePolicy.extract_features(policy, obs, policy.pi_features_extractor))
         initial: Any = self.core.initial_state(x.shape[0])  # not len(x), which would be the example's
         state = [memory.get(f"memory.{name}", part) for name, part in zip(initial._fields, initial, strict=True)]
-        features, after = self._scan(x.unsqueeze(1), type(initial)(*state), episode_start.unsqueeze(1))
-        read = self._read(policy.action_net(policy.mlp_extractor.forward_actor(features.squeeze(1))))
+        features, after = self._step(x, type(initial)(*state), episode_start)
+        read = self._read(policy.action_net(policy.mlp_extractor.forward_actor(features)))
         named = {f"memory.{name}": part for name, part in zip(initial._fields, after, strict=True)}
         return read | {f"next_{name}": named[name] for name in memory}
 
-    def _scan(self, x: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, State]:
+    def _step(self, x: Tensor, state: State, episode_start: Tensor) -> tuple[Tensor, State]:
+        """x (B, D), the state before the step, episode_start (B,) -> features (B, D) and the state after it."""
         core = self.core
-        if isinstance(core, FeedbackTransformer):  # in whatever form: exporters can follow the plain one
-            if not is_plain_step(core):
-                return FeedbackTransformer.forward(core, x, state, episode_start)
-            features, after = step_once(core, x.squeeze(1), Memory(*state).reset(episode_start.squeeze(1)))
-            return features.unsqueeze(1), after
-        features, after = core(x, state, episode_start)
-        return features, after
+        if isinstance(core, FeedbackTransformer) and self.projects_once:
+            return step_once(core, x, Memory(*state).reset(episode_start))
+        # of a Feedback Transformer in whatever form: exporters can follow the plain one
+        forward = partial(FeedbackTransformer.forward, core) if isinstance(core, FeedbackTransformer) else core
+        features, after = forward(x.unsqueeze(1), state, episode_start.unsqueeze(1))
+        return features.squeeze(1), after
 
     def _read(self, read: Tensor) -> dict[str, Tensor]:
         """What the action head says (B, N), and the action that Stable-Baselines3's distributions call their mode."""

@@ -26,20 +26,26 @@ def is_plain_step(core: FeedbackTransformer) -> bool:
 
 def step_once(core: FeedbackTransformer, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
     """One time step: x (B, D) and the memory before it -> features (B, D) and the memory after it."""
-    n = core.ln_m(blank_unreadable(memory.slots, memory.length))  # (B, M, D)
-    hidden = torch.zeros(memory.readable.shape, dtype=x.dtype, device=x.device)
-    hidden = hidden.masked_fill(~memory.readable, -math.inf).unsqueeze(1)
-    w_k, w_v = (w.weight.unflatten(0, (core.n_heads, -1)) for w in (core.w_k, core.w_v))  # (H, D/H, D)
+    heads, window, length = core.n_heads, core.window, memory.length.unsqueeze(1)
+    n = core.ln_m(blank_unreadable(memory.slots, memory.length))
+    # the null slot stands last: its vector and its embedding, hence its score and its value, are 0
+    n = F.pad(n, (0, 0, 0, 1))  # (B, M + 1, D)
+    r = F.pad(core.distance.flip(0), (0, 0, 0, 1)).t()  # (D/H, M + 1)
+    readable = torch.arange(window + 1, device=length.device) >= window - length
+    hidden = torch.where(readable, 0.0, -math.inf).to(n.dtype).unsqueeze(1)
+    w_k, w_v = (w.weight.unflatten(0, (heads, -1)) for w in (core.w_k, core.w_v))  # (H, D/H, D)
+    w_k, r = (part / math.sqrt(w_k.shape[1]) for part in (w_k, r))
     outputs = [x]
     for layer in core.layers:
         assert isinstance(layer, FeedbackLayer)
         h = outputs[-1]
-        q = layer.w_q(layer.ln_1(h)).unflatten(-1, (core.n_heads, -1)).transpose(0, 1)  # (H, B, D/H)
-        q = q / math.sqrt(q.shape[-1])
-        s = (q @ w_k).transpose(0, 1) @ n.transpose(1, 2)  # (B, H, M)
-        s = s + (q @ core.distance.flip(0).t()).transpose(0, 1) + hidden
-        attention = F.pad(s, (1, 0)).softmax(dim=-1)[..., 1:]  # the null slot's score and value are 0
+        q = layer.w_q(layer.ln_1(h)).unflatten(-1, (heads, -1))  # (B, H, D/H)
+        by_content = (q.transpose(0, 1) @ w_k).transpose(0, 1) @ n.transpose(1, 2)  # (B, H, M + 1)
+        attention = (by_content + q @ r + hidden).softmax(dim=-1)
         read = (attention @ n).transpose(0, 1) @ w_v.transpose(1, 2)  # (H, B, D/H)
         h = h + layer.w_o(read.transpose(0, 1).flatten(1))
         outputs.append(h + layer.w_2(F.relu(layer.w_1(layer.ln_2(h)))))
-    return core.ln_out(outputs[-1]), memory.push(core.written(outputs))
+    by_layer = torch.cat(outputs, dim=-1).unflatten(-1, (len(outputs), -1))
+    written = core.mix.softmax(dim=0).unsqueeze(0) @ by_layer  # (B, 1, D)
+    slots = torch.cat([memory.slots[:, 1:], written], dim=1)
+    return core.ln_out(outputs[-1]), Memory(slots, (memory.length + 1).clamp(max=window))
