@@ -28,7 +28,7 @@ from torch.export import Dim, ExportedProgram
 
 from fbrl.cores.core import Core, State
 from fbrl.cores.feedback import FeedbackTransformer
-from fbrl.cores.feedback_keys import FeedbackKeys
+from fbrl.cores.feedback_keys import FeedbackKeys, KeysAndValues
 from fbrl.cores.feedback_once import is_plain_step, step_once
 from fbrl.memory import Memory
 from fbrl.policy import MemoryPolicy
@@ -59,6 +59,8 @@ class OneStep(nn.Module):
         if keys_values:
             if not isinstance(core, FeedbackTransformer):
                 raise ValueError(f"keys_values needs a FeedbackTransformer core, got {type(core).__name__}")
+            if not is_plain_step(core):
+                raise ValueError(f"keys_values knows no step but FeedbackTransformer's, got {type(core).__name__}'s")
             core = FeedbackKeys(core)
         if hasattr(policy, "masked") and isinstance(policy.action_space, spaces.MultiBinary):
             raise ValueError(f"an exported step has no masks for {policy.action_space}")
@@ -102,6 +104,9 @@ class OneStep(nn.Module):
         core = self.core
         if isinstance(core, FeedbackTransformer) and self.projects_once:
             return step_once(core, x, Memory(*state).reset(episode_start))
+        if isinstance(core, FeedbackKeys):
+            keys = KeysAndValues(*state)
+            return core.step(x, keys._replace(length=keys.length.masked_fill(episode_start, 0)))
         # of a Feedback Transformer in whatever form: exporters can follow the plain one
         forward = partial(FeedbackTransformer.forward, core) if isinstance(core, FeedbackTransformer) else core
         features, after = forward(x.unsqueeze(1), state, episode_start.unsqueeze(1))

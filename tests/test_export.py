@@ -197,10 +197,40 @@ def test_keys_in_the_place_of_memory_vectors_give_the_same(core, steps):
     second, state = keys(x[:, half:], state, starts[:, half:])
     torch.testing.assert_close(torch.cat([first, second], dim=1), expected, rtol=0, atol=1e-9)
     torch.testing.assert_close(state.length, memory.length)
-    k, v = core.keys_values(memory.slots)
     readable = memory.readable
-    torch.testing.assert_close(state.keys[readable], k[readable], rtol=0, atol=1e-9)
-    torch.testing.assert_close(state.values[readable], v[readable], rtol=0, atol=1e-9)
+    for kept, made in zip(state[:2], core.keys_values(memory.slots), strict=True):
+        torch.testing.assert_close(kept.transpose(1, 2)[readable], made[readable], rtol=0, atol=1e-9)
+
+
+def test_a_step_of_a_subclass_is_exported_as_it_is():
+    """``written`` is its own: the export may not put the library's in its place."""
+
+    class Loud(CORES["fast"][0]):
+        def written(self, outputs):
+            return 2 * super().written(outputs)
+
+    policy = make_model("fast").policy
+    step = OneStep(policy)
+    assert step.projects_once
+    policy.core.__class__ = Loud
+    loud = OneStep(policy)
+    assert not loud.projects_once
+    example = step.example()
+    ours, theirs = step(**example), loud(**example)
+    torch.testing.assert_close(theirs["next_memory.slots"], 2 * ours["next_memory.slots"])
+    with pytest.raises(ValueError, match="knows no step but FeedbackTransformer's, got Loud's"):
+        OneStep(policy, keys_values=True)
+
+
+def test_the_window_is_not_projected():
+    """No operation of the program makes a key or a value for every slot."""
+    policy = make_model("fast").policy
+    program = export_program(policy)
+    heads, window = policy.core.n_heads, policy.core.window
+    shapes = [tuple(node.meta["val"].shape) for node in program.graph.nodes if hasattr(node.meta.get("val"), "shape")]
+    width = policy.core.d_model // heads
+    assert any(window in shape for shape in shapes)
+    assert not any(shape[-3:] in ((window, heads, width), (heads, window, width)) for shape in shapes)
 
 
 def test_spaces_that_do_not_count_from_0_are_refused():

@@ -45,7 +45,12 @@ def step_once(core: FeedbackTransformer, x: Tensor, memory: Memory) -> tuple[Ten
         read = (attention @ n).transpose(0, 1) @ w_v.transpose(1, 2)  # (H, B, D/H)
         h = h + layer.w_o(read.transpose(0, 1).flatten(1))
         outputs.append(h + layer.w_2(F.relu(layer.w_1(layer.ln_2(h)))))
-    by_layer = torch.cat(outputs, dim=-1).unflatten(-1, (len(outputs), -1))
-    written = core.mix.softmax(dim=0).unsqueeze(0) @ by_layer  # (B, 1, D)
-    slots = torch.cat([memory.slots[:, 1:], written], dim=1)
+    slots = torch.cat([memory.slots[:, 1:], mixed(core, outputs)], dim=1)
     return core.ln_out(outputs[-1]), Memory(slots, (memory.length + 1).clamp(max=window))
+
+
+def mixed(core: FeedbackTransformer, outputs: list[Tensor]) -> Tensor:
+    """The memory vector (B, 1, D) that a step writes, of the outputs [x_t^0, ..., x_t^L], in fewer operations."""
+    by_layer = torch.cat(outputs, dim=-1).unflatten(-1, (len(outputs), -1))
+    written: Tensor = core.mix.softmax(dim=0).unsqueeze(0) @ by_layer
+    return written
