@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from experiment.settings import Settings, SettingsError
 
 EXAMPLE = "wandb.integration.sb3.WandbCallback"
+GIVEN = ("settings", "folder")  # to what has parameters of these names
 
 
 class Guests(CallbackList):
@@ -54,32 +55,33 @@ def find(path: str) -> Callable[..., Any]:
     """What the import path leads to: a callback's class, or a function that makes a callback.
 
     Raises:
-        SettingsError: where it leads nowhere.
+        SettingsError: where it leads nowhere, to another class, or to what has parameters that nothing here gives.
     """
     module, _, name = str(path).rpartition(".")
     try:
         maker = getattr(importlib.import_module(module), name)
-    except (ImportError, ValueError, AttributeError) as error:
+    except (ImportError, ValueError, AttributeError, TypeError) as error:  # TypeError: it begins with a dot
         raise SettingsError(f"run.callbacks must hold import paths such as {EXAMPLE}, got {path}: {error}") from None
     if not callable(maker):
         raise SettingsError(f"run.callbacks must hold classes or functions, got {path}, a {type(maker).__name__}")
+    if isinstance(maker, type) and not issubclass(maker, BaseCallback):
+        raise SettingsError(f"run.callbacks: {path} makes no callback, but a {maker.__name__}")
+    needs = [
+        name
+        for name, parameter in inspect.signature(maker).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name not in GIVEN
+    ]
+    if needs:
+        raise SettingsError(f"run.callbacks: {path} needs {', '.join(needs)}; only settings and folder can be given")
     return maker  # type: ignore[no-any-return]
 
 
 def _make(path: str, maker: Callable[..., Any], settings: Settings, folder: Path) -> BaseCallback:
     """Calls it with those of ``settings`` and ``folder`` that it has parameters for."""
     takes = inspect.signature(maker).parameters
-    given = {name: value for name, value in {"settings": settings, "folder": folder}.items() if name in takes}
-    needs = [
-        name
-        for name, parameter in takes.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        and name not in given
-    ]
-    if needs:
-        raise SettingsError(f"run.callbacks: {path} needs {', '.join(needs)}; only settings and folder can be given")
-    made = maker(**given)
+    made = maker(**{name: value for name, value in zip(GIVEN, (settings, folder), strict=True) if name in takes})
     if not isinstance(made, BaseCallback):
         raise SettingsError(f"run.callbacks: {path} makes no callback, but a {type(made).__name__}")
     return made

@@ -89,6 +89,9 @@ def test_all_are_called_where_one_stops(tmp_path):
         ("no.such.Callback", "got no.such.Callback: No module named 'no'"),
         (f"{HERE}.Nothing", f"got {HERE}.Nothing: module"),
         (f"{HERE}.NUMBER", f"run.callbacks must hold classes or functions, got {HERE}.NUMBER, a int"),
+        (".no.Callback", "run.callbacks must hold import paths such as .*, got .no.Callback: "),
+        (f"{HERE}.Demands", f"run.callbacks: {HERE}.Demands needs height; only settings and folder can be given"),
+        ("builtins.dict", "run.callbacks: builtins.dict makes no callback, but a dict"),
     ],
 )
 def test_paths_that_lead_nowhere(tmp_path, path, message):
@@ -99,13 +102,9 @@ def test_paths_that_lead_nowhere(tmp_path, path, message):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("Demands", "needs height; only settings and folder"), ("no_callback", "makes no callback, but a int")],
-)
-def test_what_makes_no_callback(tmp_path, name, message):
-    with pytest.raises(SettingsError, match=message):
-        invite(settings(tmp_path, callbacks=[f"{HERE}.{name}"]), tmp_path)
+def test_what_makes_no_callback(tmp_path):
+    with pytest.raises(SettingsError, match="makes no callback, but a int"):
+        invite(settings(tmp_path, callbacks=[f"{HERE}.no_callback"]), tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")  # what wandb warns of is its own
