@@ -244,10 +244,16 @@ def masks_of(env: GymEnv, action_space: spaces.Space[Any], step: str = "") -> np
     if not is_masking_supported(env):
         raise ValueError("an environment has no action_masks(): wrap it in sb3-contrib's ActionMasker, or do not mask")
     base = env.unwrapped
-    if isinstance(base, FiniteVecEnv):
-        return check_masks(get_action_masks(env), action_space, base.name)
+    rows = env.env_method("action_masks") if isinstance(env, VecEnv) else [get_action_masks(env)]
     one = "environment {}" if isinstance(env, VecEnv) else "the environment"
-    return check_masks(get_action_masks(env), action_space, f"{one}{step}".format)
+    of = base.name if isinstance(base, FiniteVecEnv) else f"{one}{step}".format
+    entries = sum(choices(action_space))
+    for index, row in enumerate(rows):
+        shape = row.shape if isinstance(row, np.ndarray) else np.asarray(row, dtype=object).shape
+        if shape[-1:] != (entries,) or np.prod(shape) != entries:
+            allowed = f"must have {entries} entries for {action_space}, got the shape {shape}"
+            raise MaskError(f"action_masks of {of(index)} {allowed}")
+    return check_masks(np.stack(rows), action_space, of)
 
 
 def check_masks(

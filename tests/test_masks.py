@@ -205,6 +205,37 @@ def test_a_mask_that_allows_nothing_is_named():
         masks_of(env, env.action_space)
 
 
+@pytest.mark.parametrize(
+    ("mask", "shape"),
+    [("all", r"\(\)"), (True, r"\(\)"), (np.ones(3, bool), r"\(3,\)"), ([[True] * 3, [True] * 2], r"\(2,\)")],
+)
+def test_a_mask_of_another_shape_is_named(mask, shape):
+    """Five environments of five choices: a number from each is no mask, though there are as many as one has entries."""
+
+    class Odd(RandomTask):
+        made = 0
+
+        def __init__(self):
+            super().__init__(action_space=SPACES["multi_discrete"])
+            self.number, Odd.made = Odd.made, Odd.made + 1
+
+        def action_masks(self):
+            return mask if self.number == 3 or isinstance(mask, str | bool) else np.ones(5, bool)
+
+    says = rf"must have 5 entries for MultiDiscrete\(\[3 2\]\), got the shape {shape}$"
+    first = 0 if isinstance(mask, str | bool) else 3
+    with pytest.raises(MaskError, match=rf"^action_masks of environment {first} at step 0 {says}"):
+        make_model(env=vec(5, Odd)).learn(60)
+    Odd.made = 0
+    named = FiniteVecEnv([lambda: Monitor(Odd()) for _ in range(5)])
+    named.reset()
+    with pytest.raises(MaskError, match=rf"^action_masks of environment {first} \(Odd\), step 0 of its episode {says}"):
+        masks_of(named, named.action_space)
+    Odd.made = 3
+    with pytest.raises(MaskError, match=f"^action_masks of the environment {says}"):
+        masks_of(Odd(), SPACES["multi_discrete"])
+
+
 def test_what_cannot_be_masked():
     with pytest.raises(ValueError, match=r"an environment has no action_masks\(\)"):
         masks_of(DummyVecEnv([RandomTask]), spaces.Discrete(3))
