@@ -21,7 +21,7 @@ from experiment.environments import all_kwargs, closed_after, in_python, make_en
 from experiment.runs import versions
 from experiment.settings import EnvSettings, RunSettings, SettingsError
 from fbrl.evaluation import Episodes, Estimate, Summary, play, summarise
-from fbrl.vec_env import FiniteVecEnv, StepLimit, stack_frames
+from fbrl.vec_env import FiniteVecEnv, StepLimit, TaskError, stack_frames
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,10 @@ def exhaustive(
                 played.append(play(agent, made, deterministic=True, zero_memory=zero_memory))
     except StartStatesError as error:
         raise SettingsError(f"--exhaustive: {error}") from None
+    except TaskError as error:
+        if not isinstance(error.__cause__, StartStatesError):
+            raise
+        raise SettingsError(f"--exhaustive: {error.__cause__}") from None  # raised in a step
     episodes = Episodes(*(np.concatenate(parts) for parts in zip(*played, strict=True)))
     return summarise(episodes, [state.probability for state in states])
 

@@ -53,6 +53,14 @@ class Task(gym.Env):
         return obs, reward, self.t == 5, False, {}
 
 
+class Draws(Task):
+    """Draws random numbers in its steps."""
+
+    def step(self, action):
+        self.np_random.integers(2)
+        return super().step(action)
+
+
 class OwnEncoder(FlattenExtractor):
     """A user's."""
 
@@ -365,6 +373,18 @@ def test_too_many_start_states(run, copy):
     env = envs.make(settings.env.id)
     MemoryPPO("MultiInputPolicy", env, device="cpu", policy_kwargs={"core_kwargs": SIZES}).save(copy / "last.zip")
     assert_refused(run(copy, "--exhaustive"), "--exhaustive: MiniGrid-MultiRoom-N2-S4-v0")
+
+
+def test_a_task_that_draws_after_its_reset_has_no_start_states(run, copy):
+    gym.register("tests/Draws-v0", entry_point=Draws)
+    try:
+        settings = Settings(env=EnvSettings("tests/Draws-v0"), core=CoreSettings(**SIZES))
+        settings.save(copy / "config.yaml")
+        agent = MemoryPPO("MlpPolicy", Draws(), device="cpu", policy_kwargs={"core_kwargs": SIZES})
+        agent.save(copy / "last.zip")
+        assert_refused(run(copy, "--exhaustive"), "--exhaustive: tests/Draws-v0 draws random numbers after its reset")
+    finally:
+        del gym.registry["tests/Draws-v0"]
 
 
 def test_an_agent_with_classes_of_its_own(run, copy):
