@@ -108,11 +108,29 @@ def test_it_searches_and_trains_what_it_found(tmp_path):
         (["--env", "Nope-v1"], "Nope-v1 not found in gym registry"),
         (["--env", "CartPole-v1", "--gym-packages", "no_such"], "--gym-packages: there is no module no_such"),
         (["--env", "CartPole-v1", "-params", "seq_len:7"], "n_steps must be a multiple of seq_len, got n_steps=128"),
+        (
+            ["--env", "CartPole-v1", "-params", "height:7"],
+            "MemoryPPO.__init__() got an unexpected keyword argument 'height'",
+        ),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path):
     [line] = zoo("train", "--algo", "memory_ppo", "-f", tmp_path, *arguments, returns=2).splitlines()
     assert line.startswith(f"error: {message}")
+
+
+@needs_zoo
+def test_what_is_not_there_to_play_is_one_line(tmp_path):
+    """An agent's task whose package is not named; a package without what it needs."""
+    for name in ("fbrl-TMaze-v0_1", "fbrl-TMaze-v0_1/fbrl-TMaze-v0"):
+        (tmp_path / "memory_ppo" / name).mkdir(parents=True)
+    (tmp_path / "memory_ppo/fbrl-TMaze-v0_1/fbrl-TMaze-v0.zip").touch()
+    arguments = ["enjoy", "--algo", "memory_ppo", "-f", tmp_path, "--no-render", "--env", "fbrl/TMaze-v0"]
+    error = "error: --env: no environment is called fbrl/TMaze-v0; --gym-packages names the package that registers it"
+    assert zoo(*arguments, returns=2).splitlines()[-1] == error
+    without = "import sys; sys.modules['minigrid'] = None; from fbrl.zoo.__main__ import main; main()"
+    [line] = zoo(*arguments, "--gym-packages", "envs", code=without, returns=2).splitlines()
+    assert line == "error: MiniGrid is not installed: pip install fbrl[minigrid]"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ usage: python -m fbrl.zoo train|enjoy --algo {ALGO} --env ID ...
 The RL Zoo's train and enjoy, which take all other arguments: python -m fbrl.zoo train --help
 """
 REFUSES = ("fbrl", "rl_zoo3")
+UNKNOWN = "__init__() got an unexpected keyword argument"  # of a hyperparameter that the algorithm does not have
 
 
 def main() -> None:
@@ -40,9 +41,15 @@ def main() -> None:
     sys.argv = [f"fbrl.zoo {name}", *arguments]
     try:
         script()
-    except (AssertionError, FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+    except (AssertionError, FileNotFoundError, KeyError, ModuleNotFoundError, TypeError, ValueError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name in sys.argv:
             fail(f"--gym-packages: there is no module {error.name}")
+        if isinstance(error, ModuleNotFoundError) and error.name == "minigrid":
+            fail("MiniGrid is not installed: pip install fbrl[minigrid]")
+        if isinstance(error, KeyError) and error.args[0] in sys.argv:
+            fail(f"--env: no environment is called {error.args[0]}; --gym-packages names the package that registers it")
+        if isinstance(error, KeyError) or (isinstance(error, TypeError) and UNKNOWN not in str(error)):
+            raise
         if not is_refusal(error):
             raise
         fail(" ".join(str(error).split()))
