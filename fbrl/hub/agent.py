@@ -49,6 +49,8 @@ def read_agent(folder: Path) -> Agent:
             if missing := [name for name in MEMBERS if name not in archive.namelist()]:
                 raise HubError(f"{file.name}: holds no agent: it has no member {missing[0]}")
             steps = json.loads(archive.read("data"))["num_timesteps"]
+            if damaged := archive.testzip():
+                raise HubError(f"{file.name}: its member {damaged} is damaged")
             weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
     except HubError:
         raise

@@ -149,7 +149,7 @@ def pull(repo: str, folder: Path, revision: str | None = None) -> str:
     from huggingface_hub import snapshot_download
 
     check_repo(repo)
-    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
         raise HubError(f"{folder}: exists already and would be overwritten; give a new or an empty folder")
     if not os.path.isdir(folder.parent):
         raise HubError(f"{folder}: there is no folder {folder.parent}")
@@ -161,7 +161,8 @@ def pull(repo: str, folder: Path, revision: str | None = None) -> str:
             check_same_weights(agent, Path(place) / WEIGHTS)
         except HubError as error:
             raise HubError(f"{repo}: {error}") from error
-        found = [name for name in FILES if (Path(place) / name).is_file()]
+        others = set(AGENTS) - {agent.file.name}  # at which nobody has looked
+        found = [name for name in FILES if name not in others and (Path(place) / name).is_file()]
         whole = Path(place) / "agent"
         whole.mkdir()
         for name in found:

@@ -120,6 +120,15 @@ def rewritten(file, **members):
     return buffer.getvalue()
 
 
+def damaged(file, member):
+    """A zip's content, with another last byte of a member."""
+    content = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as archive:
+        start = content.index(archive.read(member))
+        content[start + archive.getinfo(member).file_size - 1] ^= 255
+    return bytes(content)
+
+
 def actions(folder, steps=15):
     """What an agent does in the first steps of three episodes."""
     checkpoint, settings = find_agent(str(folder))
@@ -266,6 +275,22 @@ def test_only_known_files_come(hub, small, tmp_path):
     assert not any("config.py" in line or "sub" in line or "runs.pkl" in line for line in hub.asked)
 
 
+def test_an_agent_beside_the_one_that_was_checked_does_not_come(hub, small, tmp_path):
+    hub.put(REPO, contents(small) | {"best.zip": (small / "last.zip").read_bytes(), "last.zip": b"?"})
+    pull(REPO, tmp_path / "back")
+    assert {path.name for path in (tmp_path / "back").iterdir()} == {"config.yaml", "best.zip"}
+
+
+def test_a_link_to_an_empty_folder_is_left(hub, small, run, tmp_path):
+    hub.put(REPO, contents(small))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    code, out, err = run("pull", REPO, tmp_path / "link")
+    expected = f"error: {tmp_path}/link: exists already and would be overwritten; give a new or an empty folder\n"
+    assert (code, out, err) == (2, "", expected)
+    assert hub.asked == []
+
+
 def test_a_revision(hub, small, tmp_path):
     hub.put(REPO, contents(small))
     hub.put(REPO, contents(small) | {"README.md": b"newer"})
@@ -305,6 +330,7 @@ NOT_AGENTS = {
     "no text": ({"config.yaml": b"\xff\xfe\xff"}, "config.yaml: cannot be read"),
     "large settings": ({"config.yaml": b" " * 1_000_001}, "config.yaml: must be at most 1,000,000 bytes"),
     "no zip file": ({"last.zip": b"PK"}, "last.zip: holds no agent (BadZipFile"),
+    "a damaged zip file": ({"last.zip": "damaged"}, "last.zip: its member policy.optimizer.pth is damaged"),
     "weights that are others": (
         {"model.safetensors": "others"},
         "model.safetensors: holds other weights than last.zip",
@@ -319,6 +345,8 @@ def test_what_is_no_agent_is_refused_both_ways(what, hub, small, run, tmp_path):
     files = contents(small) | change
     if change.get("model.safetensors") == "others":
         files["model.safetensors"] = safetensors.save({"log_std": torch.zeros(2)})
+    if change.get("last.zip") == "damaged":
+        files["last.zip"] = damaged(small / "last.zip", "policy.optimizer.pth")
     files = {name: content for name, content in files.items() if content is not None}
     hub.put(REPO, files)
     code, out, err = run("pull", REPO, tmp_path / "back")
