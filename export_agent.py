@@ -11,6 +11,7 @@ from experiment.output import reporting
 from experiment.parsing import Arguments, OneLineParser
 from experiment.saved import load
 from experiment.settings import SettingsError
+from fbrl.cores.feedback import FeedbackTransformer
 from fbrl.export import OneStep, save_onnx, save_program
 from fbrl.policy import MemoryPolicy
 
@@ -62,6 +63,8 @@ def export(args: Arguments) -> None:
         raise SettingsError(
             f"{checkpoint}: env.normalize_observations is true, and an exported step holds no statistics"
         )
+    if args.keys_values and not isinstance(agent.policy.actor_core, FeedbackTransformer):
+        raise SettingsError(f"{checkpoint}: --keys-values needs core.name feedback, got {settings.core.name}")
     try:
         OneStep(agent.policy, args.keys_values)
     except ValueError as error:

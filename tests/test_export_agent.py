@@ -16,6 +16,7 @@ from experiment.checkpoints import agent_bytes
 from experiment.environments import training_envs
 from experiment.settings import CoreSettings, EnvSettings, PPOSettings, RunSettings, Settings
 from fbrl import MemoryPPO
+from fbrl.cores.names import CORES, core_kwargs
 from fbrl.encoders import MiniGridEncoder
 from tests.tasks import RandomTask
 
@@ -50,7 +51,7 @@ def save_agent(folder, task, core="feedback", **kwargs):
     else:
         policy = "MlpPolicy" if task == "fbrl/TMaze-v0" else "MultiInputPolicy"
         encoder = {} if policy == "MlpPolicy" else {"features_extractor_class": MiniGridEncoder}
-        policy_kwargs = {"core_kwargs": SIZES, **encoder}
+        policy_kwargs = {"core_class": CORES[core][0], "core_kwargs": core_kwargs(core, SIZES), **encoder}
         MemoryPPO(policy, env, device="cpu", seed=0, policy_kwargs=policy_kwargs).save(folder / "best.zip")
     return folder
 
@@ -119,6 +120,9 @@ def test_agents_that_cannot_be_exported(run, tmp_path):
     code, _, err = run("export_agent.py", without, tmp_path / "agent.pt2")
     assert code == 2
     assert "core.name none is Stable-Baselines3's own PPO" in err
+    gru = save_agent(tmp_path / "gru", "fbrl/TMaze-v0", core="gru")
+    code, _, err = run("export_agent.py", gru, tmp_path / "agent.pt2", "--keys-values")
+    assert (code, err) == (2, f"error: {gru}/best.zip: --keys-values needs core.name feedback, got gru\n")
     code, _, err = run("export_agent.py", tmp_path / "nowhere", tmp_path / "agent.pt2")
     assert code == 2
     assert "no such file or folder" in err
