@@ -52,6 +52,9 @@ def read_space(path: Path) -> Space:
 
 
 def _part(name: Any, said: Any) -> dict[str, Any] | list[Any]:
+    if name in GROUPS:
+        example = next(one for one in HINTS if one.startswith(f"{name}."))
+        raise SettingsError(f"unknown setting {name}; a space has settings by their whole names, such as {example}")
     if name not in HINTS:
         raise SettingsError(unknown(f"{name}", list(HINTS)))
     if name in SAME or name.startswith("run."):

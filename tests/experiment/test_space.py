@@ -61,7 +61,7 @@ core.name: [feedback, gru]
         ("", "expected"),
         ("{}", "expected at least one setting, such as ppo.learning_rate"),
         ("core.layers: [1, 2]", "unknown setting core.layers; the closest: core.n_layers"),
-        ("ppo: {gamma: [0.9, 0.99]}", "unknown setting ppo"),
+        ("ppo: {gamma: [0.9, 0.99]}", "setting ppo; a space has settings by their whole names, such as ppo.timesteps"),
         ("3: [1, 2]", "unknown setting 3"),
         ("run.seed: [1, 2]", "run.seed must be the same in all trials"),
         ("ppo.timesteps: [100, 200]", "ppo.timesteps must be the same in all trials"),
