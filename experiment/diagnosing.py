@@ -53,7 +53,7 @@ def check_diagnosis(env: EnvSettings, folder: str) -> None:
     if env.frame_stack is not None:
         raise SettingsError(f"--diagnose {folder}: env.frame_stack must be null, got {env.frame_stack}")
     if env.action_masks:
-        raise SettingsError(f"--diagnose {folder}: env.action_masks must be false, which this agent was trained with")
+        raise SettingsError(f"--diagnose {folder}: env.action_masks must be false, and this agent takes masks")
 
 
 def diagnose(

@@ -251,7 +251,7 @@ def contaminating(after: Floats | None, window: int | None) -> Finding:
     if after is None or not len(after):
         return Finding("contamination", "No odd observation was shown: there is no memory that would keep it.")
     mean = after[:, 0]
-    told = ", ".join(f"{k}: {mean[k - 1]:.2f}" for k in (1, 2, 4, 8, 16, 32, 64) if k <= len(mean))
+    told = ", ".join(f"{k}: {max(mean[k - 1], 0.0):.2f}" for k in (1, 2, 4, 8, 16, 32, 64) if k <= len(mean))
     says = f"After one observation that is noise, the policy is off by so many nats so many steps later ({told})."
     late = after[len(mean) // 2 :]
     tail = float(np.average(late[:, 0], weights=late[:, 2]))  # few cases are that late

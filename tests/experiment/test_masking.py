@@ -165,7 +165,9 @@ def test_the_scripts_play_with_masks(tmp_path, monkeypatch, capsys):
         except SystemExit as end:
             found = end.code
         assert found == code
-        assert capsys.readouterr().err.count("\n") == (code is not None)
+        err = capsys.readouterr().err
+        assert err.count("\n") == (code is not None)
+        assert ("false, and this agent takes masks" in err) == ("--diagnose" in more)
     assert json.loads((tmp_path / "result.json").read_text())["episodes"] == 5
     assert all((tmp_path / file).exists() for file in files.values())
     assert not (tmp_path / "why").exists()

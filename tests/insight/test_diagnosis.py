@@ -140,3 +140,8 @@ def test_what_an_odd_observation_does(mean, words):
     assert words in contaminating(after, 7).says
     assert contaminating(after, 7).figures["mean"] == mean
     assert "No odd observation" in contaminating(None, None).says
+
+
+def test_a_rounding_below_zero_is_zero():
+    after = np.array([[-1e-9, 0.0, 3.0]] * 2)
+    assert "(1: 0.00, 2: 0.00)" in contaminating(after, None).says
