@@ -64,7 +64,7 @@ def probe(episodes: Sequence[Episode], label: str | None = None) -> Probed:
 
 def memory_vector(step: Step) -> Floats:
     """The memory before a step as one vector."""
-    if step.memory is None:
+    if step.memory is None or not any(part.size for part in step.memory):
         raise CannotProbeError("the agent has no memory")
     parts = [part[0].astype(np.float64) for part in step.memory]
     if step.reads is None:

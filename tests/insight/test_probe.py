@@ -91,3 +91,8 @@ def test_every_memory_is_a_vector(core, size):
     if core == "plain":
         slots = made.steps[2].memory[0][0]
         np.testing.assert_allclose(memory_vector(made.steps[2])[:8], slots[-2:].mean(axis=0), rtol=1e-6)
+
+
+def test_a_core_that_remembers_nothing_is_refused():
+    with pytest.raises(CannotProbeError, match="the agent has no memory"):
+        probe(play(make_agent("memoryless"), 8, keep_memory=True))
