@@ -12,10 +12,11 @@ import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from experiment.callbacks import last_attention
+from experiment.callbacks import attention_now
 from experiment.distributed import say
 from experiment.evaluating import Evaluate
 from experiment.events import Events, writing
@@ -68,8 +69,11 @@ class Board(BaseCallback):
         super().__init__()
         self.settings, self.evaluate, self.drawn = settings, evaluate, 0
         self.draws = self.pictures = False
+        self.attention: Tensor | None = None  # of one step of the rollout
 
     def _on_step(self) -> bool:
+        found = attention_now(self)
+        self.attention = self.attention if found is None else found
         return True
 
     def _on_training_start(self) -> None:
@@ -88,10 +92,9 @@ class Board(BaseCallback):
         self.draw()
 
     def _on_rollout_end(self) -> None:
-        attention = last_attention(self.model)
-        if attention is None:
+        if self.attention is None:
             return
-        mass = attention[..., 1:].sum(dim=(0, 2)).double().cpu().numpy()  # (L, M), the oldest first
+        mass = self.attention[..., 1:].sum(dim=(0, 2)).double().cpu().numpy()  # (L, M), the oldest first
         for events, writer in _writers(self.logger):
             with writing(events.folder):
                 for layer, row in enumerate(mass, start=1):

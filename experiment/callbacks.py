@@ -6,9 +6,9 @@ import copy
 import sys
 from abc import abstractmethod
 from pathlib import Path
+from typing import Any
 
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor, safe_mean
 from torch import Tensor
@@ -25,6 +25,7 @@ from fbrl.ppo import MemoryPPO
 
 COUNTERS = ("num_timesteps", "_n_updates", "_current_progress_remaining", "ent_coef")
 SHARES = ("environment", "acting", "update")  # of the time, as ``TimeShares`` logs them; shown in the progress bar
+GOLDEN_RATIO = (5**0.5 - 1) / 2  # its multiples, modulo 1, fall evenly and never repeat
 
 
 class BetweenUpdates(BaseCallback):
@@ -120,24 +121,28 @@ class EntropySchedule(BetweenUpdates):
         self.logger.record("train/ent_coef", self.model.ent_coef)  # type: ignore[attr-defined]
 
 
-def last_attention(model: BaseAlgorithm) -> Tensor | None:
-    """What the core (of two, the actor's) reads at the last step of a rollout, (B, L, H, 1 + M) as ``Core.attention``.
+def attention_now(callback: BaseCallback) -> Tensor | None:
+    """What the core (of two, the actor's) reads in this step, (B, L, H, 1 + M) as ``Core.attention``; for ``_on_step``.
 
-    None for a core that does not attend.
+    ``None`` for a core that does not attend, and in every step of a rollout but one. Which one changes from rollout to
+    rollout: where all episodes are of one length, the same step would often be the first of them all.
     """
+    model: Any = callback.model
     policy = model.policy
     if not isinstance(policy, MemoryPolicy) or not attends(policy.actor_core):
         return None
+    if callback.locals["n_steps"] != int(model.n_steps * ((1 + model._n_updates) * GOLDEN_RATIO % 1)):
+        return None
     core = policy.actor_core
     with torch.no_grad():
-        x = policy.encode(obs_as_tensor(model._last_obs, policy.device))  # type: ignore[arg-type]
-        slots, length = model._last_state[:2]  # type: ignore[attr-defined]
+        x = policy.encode(obs_as_tensor(model._last_obs, policy.device))
+        slots, length = model._last_state[:2]
         starts = torch.as_tensor(model._last_episode_starts, dtype=torch.bool, device=policy.device)
         return core.attention(x[:, : core.d_model], (slots, length.masked_fill(starts, 0)))
 
 
 class MemoryFigures(BaseCallback):
-    """Logs how a core that attends (of two, the actor's) uses its memory, on the last step of every rollout.
+    """Logs how a core that attends (of two, the actor's) uses its memory, in one step of every rollout.
 
     - ``memory/mix_l``: softmax(w)_l, the share of layer l in a memory vector; layer 0 is the encoder's output. Of a
       Feedback Transformer.
@@ -145,18 +150,21 @@ class MemoryFigures(BaseCallback):
     - ``memory/read_l``: how much of layer l's attention goes to the memory, not to the null slot or the step itself.
     """
 
+    attention: Tensor | None = None
+
     def _on_step(self) -> bool:
+        found = attention_now(self)
+        self.attention = self.attention if found is None else found
         return True
 
     def _on_rollout_end(self) -> None:
-        attention = last_attention(self.model)
-        if attention is None:
+        if self.attention is None:
             return
         core = self.model.policy.actor_core
         if isinstance(core, FeedbackTransformer):
             for index, share in enumerate(core.mix.detach().softmax(dim=0).tolist()):
                 self.logger.record(f"memory/mix_{index}", share)
-        attention = attention[..., 1:].mean(dim=(0, 2))  # (L, M), without what is no slot
+        attention = self.attention[..., 1:].mean(dim=(0, 2))  # (L, M), without what is no slot
         age = torch.arange(attention.shape[1], 0, -1, device=attention.device, dtype=attention.dtype)
         for index, weights in enumerate(attention, start=1):
             self.logger.record(f"memory/read_{index}", weights.sum().item())

@@ -273,8 +273,8 @@ def test_the_entropy_bonus_moves_linearly():
 
 @pytest.mark.parametrize("core", FEEDBACK)
 @pytest.mark.parametrize(
-    ("length", "readable"),  # of the episodes; slots written in the current one after 12 steps
-    [(100, 5), (8, 4), (10, 2), (12, 0)],
+    ("length", "readable"),  # of the episodes; slots written in the current one after 7 of 12 steps
+    [(100, 5), (7, 0), (5, 2), (4, 3)],
 )
 def test_figures_about_the_memory(core, length, readable):
     """Queries of zero read n slots and the null slot alike: n / (n + 1) of the attention, of mean age (n + 1) / 2."""
@@ -293,6 +293,15 @@ def test_figures_about_the_memory(core, length, readable):
         },
         abs=1e-6,
     )
+
+
+def test_episodes_as_long_as_a_rollout_show_what_is_read():
+    """The same step of every rollout would be the first of all episodes, which reads nothing."""
+    model, records = quiet(make_model("fast", vec(2, ConstantTask, length=12))), Records()
+    learn(model, 8, MemoryFigures(), records)
+    read = [logged["memory/read_1"] for logged in records.rollouts]
+    assert len(set(read)) > 4
+    assert sum(share > 0 for share in read) >= 7
 
 
 def test_what_is_read_most_decides_the_mean_age():
