@@ -3,8 +3,6 @@ import os
 import pytest
 import torch
 
-from fbrl.cores.feedback_scan import FastFeedbackTransformer
-
 torch.set_num_threads(1)  # the tests are small; threads would only wait for each other
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: its kernels run on the CPU then
@@ -16,6 +14,8 @@ def compiled_once():
     dtype = {"gw0": torch.float32, "gw1": torch.float64}.get(os.environ.get("PYTEST_XDIST_WORKER"))
     if dtype is None:
         return
+    from fbrl.cores.feedback_scan import FastFeedbackTransformer  # after TRITON_INTERPRET is set
+
     core = FastFeedbackTransformer(d_model=4, n_layers=1, n_heads=1, window=2).to(dtype)
     x, start = torch.zeros(2, 2, 4, dtype=dtype), torch.zeros(2, 2, dtype=torch.bool)
     features, _ = core(x, core.initial_state(2), start)
