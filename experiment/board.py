@@ -12,11 +12,10 @@ import yaml
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from experiment.callbacks import attention_now
+from experiment.callbacks import MemoryFigures
 from experiment.distributed import say
 from experiment.evaluating import Evaluate
 from experiment.events import Events, writing
@@ -63,17 +62,15 @@ class Board(BaseCallback):
     Args:
         settings: the run's.
         evaluate: the run's; goes before this one.
+        figures: what knows what was read in the rollout; goes before this one.
     """
 
-    def __init__(self, settings: Settings, evaluate: Evaluate) -> None:
+    def __init__(self, settings: Settings, evaluate: Evaluate, figures: MemoryFigures) -> None:
         super().__init__()
-        self.settings, self.evaluate, self.drawn = settings, evaluate, 0
+        self.settings, self.evaluate, self.figures, self.drawn = settings, evaluate, figures, 0
         self.draws = self.pictures = False
-        self.attention: Tensor | None = None  # of one step of the rollout
 
     def _on_step(self) -> bool:
-        found = attention_now(self)
-        self.attention = self.attention if found is None else found
         return True
 
     def _on_training_start(self) -> None:
@@ -92,9 +89,9 @@ class Board(BaseCallback):
         self.draw()
 
     def _on_rollout_end(self) -> None:
-        if self.attention is None:
+        if self.figures.attention is None:
             return
-        mass = self.attention[..., 1:].sum(dim=(0, 2)).double().cpu().numpy()  # (L, M), the oldest first
+        mass = self.figures.attention[..., 1:].sum(dim=(0, 2)).double().cpu().numpy()  # (L, M), the oldest first
         for events, writer in _writers(self.logger):
             with writing(events.folder):
                 for layer, row in enumerate(mass, start=1):

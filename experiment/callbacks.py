@@ -151,6 +151,7 @@ class MemoryFigures(BaseCallback):
     """
 
     attention: Tensor | None = None
+    """What was read in the step of the last rollout that was looked at, as ``attention_now`` gives it."""
 
     def _on_step(self) -> bool:
         found = attention_now(self)

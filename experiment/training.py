@@ -131,11 +131,12 @@ def _learn(
     """``learn`` with what it needs; ``evaluate`` is None in all processes but the first."""
     ppo, run, first = settings.ppo, settings.run, evaluate is not None
     bar = ProgressBar(run.progress_bar and first)
-    board = None if evaluate is None else Board(settings, evaluate)
+    figures = MemoryFigures()
+    board = None if evaluate is None else Board(settings, evaluate, figures)
     together = Together(lambda: guests.ended or (evaluate is not None and evaluate.reached))
     callbacks: list[BaseCallback] = [together, checkpoint, bar]
     if evaluate is not None and board is not None:
-        callbacks = [finished, evaluate, *callbacks, MemoryFigures(), RolloutFigures(), board, guests]
+        callbacks = [finished, evaluate, *callbacks, figures, RolloutFigures(), board, guests]
     if ppo.ent_coef_end is not None:
         callbacks.append(EntropySchedule(ppo.ent_coef, ppo.ent_coef_end))
     with asked_to_stop(checkpoint.ask_to_stop), contextlib.closing(bar), in_parallel(model):

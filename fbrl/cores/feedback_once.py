@@ -18,7 +18,7 @@ from fbrl.memory import Memory, blank_unreadable
 
 
 def is_plain_step(core: FeedbackTransformer) -> bool:
-    """Whether a step of ``core`` is what ``step_once`` computes: no subclass's own."""
+    """Whether a step of ``core`` is ``FeedbackTransformer``'s: no subclass's own."""
     parts = ("step", "read", "keys_values", "written")
     plain = all(getattr(type(core), part) is getattr(FeedbackTransformer, part) for part in parts)
     return plain and all(type(layer) is FeedbackLayer for layer in core.layers)

@@ -17,7 +17,7 @@ CAPABILITY = (8, 0)  # of a GPU that the Triton kernels are compiled for, at lea
 def cannot_compile() -> str | None:
     """Why nothing can be compiled here, or ``None``. Imports numba: a tenth of a second."""
     try:
-        import numba  # noqa: F401
+        import numba  # noqa: F401  (whether it can be)
     except ImportError as error:  # not installed, or not for this Python or NumPy
         return f"numba, of pip install fbrl[compiled] ({error})"
     return None

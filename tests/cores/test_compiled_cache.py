@@ -9,11 +9,11 @@ import pytest
 
 numba = pytest.importorskip("numba")
 
-import numpy as np  # noqa: E402
+import numpy as np  # noqa: E402  (numba is an extra)
 
-from fbrl.cores import compiled_cache  # noqa: E402
-from fbrl.cores.compiled_cache import cached  # noqa: E402
-from tests.test_floors import imports_of, modules  # noqa: E402
+from fbrl.cores import compiled_cache  # noqa: E402  (numba is an extra)
+from fbrl.cores.compiled_cache import cached  # noqa: E402  (numba is an extra)
+from tests.test_floors import imports_of, modules  # noqa: E402  (numba is an extra)
 
 
 @pytest.fixture(autouse=True)
