@@ -1,14 +1,16 @@
 """Where the memories differ: many things to remember that change on the way (``bindings.py``), for every core.
 
     python -m benchmarks.supervised.memories                # trains what memories.json does not hold yet
-    python -m benchmarks.supervised.memories --task relative cups --things 8 3 --updates 4500 --learning-rate 3e-3 \
-        --seed 0 --json benchmarks/results/memories_longer.json     # whether more of it changes the picture
+    python -m benchmarks.supervised.memories --task relative cups --things 8 3 5 --updates 4500 \
+        --rates benchmarks/results/memories.json \
+        --json benchmarks/results/memories_longer.json     # whether more of it changes the picture
     python -m benchmarks.supervised.draw benchmarks/results/memories.json
     python -m benchmarks.learning.tables                    # puts the tables into RESULTS.md
 
 The whole sequence is in reach of every core and back-propagated through. Networks have as many parameters within 10 %,
 as many updates, the same batches and the same learning rates to choose from: that of a core on a task is the one that
-does better at one of the task's sizes with the first seed, on held-out sequences that nothing is reported on.
+does better at one of the task's sizes with the first seed, on held-out sequences that nothing is reported on. Longer
+runs, in a report of their own, take the rates that memories.json chose.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ TITLES = {
     "cups": "balls under 5 swapped cups",
 }
 RATES_AT = {"absolute": 8, "relative": 8, "cups": 3}  # things
-RATES = (3e-3, 1e-3)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
 SIZES: dict[str, int] = {"d_model": 64, "n_layers": 2, "n_heads": 4}
 DIFFERENT: dict[str, dict[str, int]] = {  # for as many parameters
@@ -128,7 +130,7 @@ def better_rate(rows: Iterable[Row], task: str, core: str) -> float | None:
 def run(options: argparse.Namespace) -> None:
     """Trains what the report does not hold yet: each rate where rates are chosen, then seed after seed."""
     torch.set_num_threads(1)
-    if options.learning_rate is None:
+    if options.learning_rate is None and options.rates is None:
         for name in options.task:
             task = next(task for task in TASKS[name] if size_of(task) == RATES_AT[name])
             for core in options.core:
@@ -140,8 +142,9 @@ def run(options: argparse.Namespace) -> None:
                 if options.things and size_of(task) not in options.things:
                     continue
                 for core in options.core:
-                    best = options.learning_rate or better_rate(finished(options.json), name, core)
-                    assert best is not None, "each was trained above"
+                    best = options.learning_rate or better_rate(finished(options.rates or options.json), name, core)
+                    if best is None:
+                        raise SettingsError(f"--rates {options.rates}: not all rates of {core} on {name} were tried")
                     run_one(options, name, task, core, best, seed)
 
 
@@ -189,29 +192,28 @@ def table(path: Path = RESULT) -> str:
 
 
 def longer(path: Path = LONGER) -> str:
-    """The share of right answers after more updates or with another learning rate, of each seed, in Markdown."""
+    """The share of right answers after more updates, in Markdown."""
     rows = finished(path)
     cores = [core for core in DIFFERENT if of(rows, core=core)]
-    lines = [["task", "things", "updates", "learning rate", "seeds", *cores]]
-    keys = ("task", "things", "updates", "learning_rate")
-    for values in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
-        cells = [of(rows, **dict(zip(keys, values, strict=True)), core=core) for core in cores]
-        seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for cell in cells for row in cell}))
-        found = [", ".join(f"{row['accuracy']['value']:.2f}" for row in cell) for cell in cells]
-        name, things, updates, rate = values
-        lines.append([TITLES[name], str(things), f"{updates:,}", f"{rate:g}", seeds, *found])
+    lines = [["task", "things", "updates", "seeds", *cores]]
+    keys = ("task", "things", "updates")
+    for name, things, updates in sorted({tuple(row[key] for key in keys) for row in rows}):
+        cells = [of(rows, task=name, things=things, updates=updates, core=core) for core in cores]
+        seeds = sorted({len(cell) for cell in cells})
+        found = [_interval(mean([_accuracies(cell)])) if cell else "" for cell in cells]
+        lines.append([TITLES[name], str(things), f"{updates:,}", " to ".join(map(str, seeds)), *found])
     return _markdown(lines)
 
 
 def rates(path: Path = RESULT) -> str:
-    """What the learning rates gave where they were chosen, in Markdown."""
-    rows, lines = finished(path), [["task", "things", "core", "parameters", *(f"{rate:g}" for rate in RATES)]]
+    """What the learning rates gave where they were chosen, and which was, in Markdown."""
+    rows, lines = finished(path), [["task", "things", "core", "parameters", *(f"{rate:g}" for rate in RATES), "taken"]]
     for name, things in RATES_AT.items():
         for core in DIFFERENT:
-            if better_rate(rows, name, core) is not None:
+            if (best := better_rate(rows, name, core)) is not None:
                 tried = of(rows, task=name, things=things, core=core, seed=SEEDS[0])
                 at = {row["learning_rate"]: f"{row['accuracy_to_choose_by']:.3f}" for row in tried}
-                values = [f"{tried[0]['parameters']:,}", *(at[rate] for rate in RATES)]
+                values = [f"{tried[0]['parameters']:,}", *(at[rate] for rate in RATES), f"{best:g}"]
                 lines.append([TITLES[name], str(things), core, *values])
     return _markdown(lines)
 
@@ -238,6 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, choices=SEEDS, nargs="+", default=list(SEEDS))
     parser.add_argument("--things", type=int, nargs="+", help="sizes (default: all of a task)")
     parser.add_argument("--learning-rate", type=float, help="in the place of the better one of those that are tried")
+    parser.add_argument("--rates", type=Path, help="a report of this script: take the rates that it chose")
     parser.add_argument("--updates", type=int, default=UPDATES, help=f"of every run (default: {UPDATES})")
     parser.add_argument("--sequences", type=int, default=1000, help="held-out ones (default: 1000)")
     parser.add_argument("--json", type=Path, default=RESULT, help="the report; runs are added to it")

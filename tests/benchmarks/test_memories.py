@@ -197,8 +197,9 @@ def test_report_and_no_run_twice(tiny, tmp_path, monkeypatch):
     rows = json.loads(file.read_text())["rows"]
     better = memories.better_rate(rows, "cups", "gru")
     trained = [(row["things"], row["learning_rate"], row["seed"]) for row in rows]
-    assert trained[:2] == [(2, 3e-3, 0), (2, 1e-3, 0)]
-    assert trained[2:] == [(1, better, 0), (1, better, 1), (2, better, 1)]
+    tried = len(memories.RATES)
+    assert trained[:tried] == [(2, rate, 0) for rate in memories.RATES]
+    assert trained[tried:] == [(1, better, 0), (1, better, 1), (2, better, 1)]
     assert rows[0]["asked_by_change"] == [19, 19, 19]
     assert rows[0]["accuracy"]["value"] == pytest.approx(sum(rows[0]["right_by_change"]) / 57)
     assert rows[0]["baselines"]["without memory"] == 1 / 3
@@ -221,9 +222,28 @@ def test_one_rate_and_size(tiny, tmp_path, monkeypatch):
         (1, 0.75, 0),
     ]
     assert memories.longer(file).splitlines()[2:] == [
-        f"| {memories.TITLES['cups']} | 1 | 2 | 0.25 | 0, 1 | 0.25, 0.25 |",
-        f"| {memories.TITLES['cups']} | 1 | 30 | 0.75 | 0 | 0.75 |",
+        f"| {memories.TITLES['cups']} | 1 | 2 | 2 | 0.25 [0.25, 0.25] |",
+        f"| {memories.TITLES['cups']} | 1 | 30 | 1 | 0.75 |",
     ]
+
+
+def test_rates_of_another_report(tiny, tmp_path, monkeypatch, capsys):
+    chosen, file = tmp_path / "chosen.json", tmp_path / "x.json"
+    monkeypatch.setattr(memories, "train", lambda task, core, rate, *_: {"seconds": 0, "accuracy": {"value": rate}})
+    monkeypatch.setattr(memories, "conditions", lambda threads: {})
+    rows = [
+        {"task": "cups", "things": 2, "core": "gru", "learning_rate": rate, "seed": 0, "accuracy_to_choose_by": quality}
+        for rate, quality in zip(memories.RATES, (0.1, 0.2, 0.4, 0.3), strict=True)
+    ]
+    chosen.write_text(json.dumps({"benchmark": "memories", "rows": rows}))
+    memories.main([*command(file), "--rates", str(chosen), "--things", "2"])
+    trained = [(row["learning_rate"], row["seed"]) for row in json.loads(file.read_text())["rows"]]
+    assert trained == [(memories.RATES[2], 0), (memories.RATES[2], 1)], "nothing is tried again"
+    chosen.write_text(json.dumps({"benchmark": "memories", "rows": rows[1:]}))
+    with pytest.raises(SystemExit) as stopped:
+        memories.main([*command(file), "--rates", str(chosen)])
+    assert stopped.value.code == 2
+    assert f"--rates {chosen}: not all rates of gru on cups were tried" in capsys.readouterr().err
 
 
 def rows_of(core, rates, accuracies):
@@ -232,7 +252,7 @@ def rows_of(core, rates, accuracies):
     for things, of_size in zip((1, 2), accuracies, strict=True):
         for seed, accuracy in enumerate(of_size):
             rows.append((things, max(rates, key=rates.get), seed, accuracy))
-    rows.append((2, min(rates, key=rates.get), 0, 0.0))
+    rows += [(2, rate, 0, 0.0) for rate in rates if rate != max(rates, key=rates.get)]
     return [
         {"task": "cups", "things": things, "core": core, "learning_rate": rate, "seed": seed, "parameters": 1234}
         | {"accuracy": {"value": accuracy}, "accuracy_to_choose_by": rates[rate]}
@@ -243,8 +263,8 @@ def rows_of(core, rates, accuracies):
 
 
 def test_tables(tiny, tmp_path):
-    rows = rows_of("gru", {3e-3: 0.5, 1e-3: 0.75}, [[1, 1], [0.5, 0.75]])
-    rows += rows_of("feedback", {3e-3: 0.5, 1e-3: 0.25}, [[1], [0.25]])
+    rows = rows_of("gru", {1e-3: 0.75, 3e-3: 0.5, 1e-2: 0.25, 3e-2: 0}, [[1, 1], [0.5, 0.75]])
+    rows += rows_of("feedback", {1e-3: 0.25, 3e-3: 0.5, 1e-2: 0.25, 3e-2: 0}, [[1], [0.25]])
     file = tmp_path / "x.json"
     file.write_text(json.dumps({"benchmark": "memories", "rows": rows}))
     title = memories.TITLES["cups"]
@@ -255,10 +275,10 @@ def test_tables(tiny, tmp_path):
         f"| {title} | 2 | 1 to 2 | 0.33 | 0.50 | 0.25 | 0.62 [0.50, 0.75] |",
     ]
     assert memories.rates(file).splitlines() == [
-        "| task | things | core | parameters | 0.003 | 0.001 |",
-        "| --- | --- | --- | --- | --- | --- |",
-        f"| {title} | 2 | feedback | 1,234 | 0.500 | 0.250 |",
-        f"| {title} | 2 | gru | 1,234 | 0.500 | 0.750 |",
+        "| task | things | core | parameters | 0.001 | 0.003 | 0.01 | 0.03 | taken |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| {title} | 2 | feedback | 1,234 | 0.250 | 0.500 | 0.250 | 0.000 | 0.003 |",
+        f"| {title} | 2 | gru | 1,234 | 0.750 | 0.500 | 0.250 | 0.000 | 0.001 |",
     ]
     assert memories.by_change(rows[:2]).tolist() == [[1, 0.5, 0], [1, 0.5, 0.25]]
 
