@@ -55,6 +55,7 @@ class Board(BaseCallback):
     """Writes to a run's TensorBoard events what is no figure.
 
     - at the start: the settings as text and as hparams, with success as the metric, and the layout of custom scalars;
+      a run that goes on writes the text once more, as of that step, for its settings may be others;
     - after every rollout: ``memory/age_l``, a histogram of how old what layer l reads is;
     - after every evaluation, with run.eval_pictures, an episode: ``eval/episode`` (a short film, where the task
       draws pictures) and ``eval/attention`` (which step reads which, where the core attends).
@@ -81,9 +82,8 @@ class Board(BaseCallback):
             if not self.draws:
                 say("run.eval_pictures has nothing to draw: the task draws no pictures, and the core does not attend")
         for events, writer in _writers(self.logger):
-            if self.model.num_timesteps == 0:  # a run that goes on has them
-                with writing(events.folder):
-                    write_settings(writer, self.settings)
+            with writing(events.folder):
+                write_settings(writer, self.settings, self.model.num_timesteps)
 
     def _on_rollout_start(self) -> None:
         self.draw()
@@ -122,10 +122,12 @@ class Board(BaseCallback):
             return record(self.model, watched, deterministic=run.eval_deterministic, max_steps=STEPS)  # type: ignore[arg-type]
 
 
-def write_settings(writer: SummaryWriter, settings: Settings) -> None:
-    """The settings as text and as hparams, and the layout."""
+def write_settings(writer: SummaryWriter, settings: Settings, step: int = 0) -> None:
+    """The settings as text; at the start also as hparams, and the layout."""
     groups = asdict(settings)
-    writer.add_text("config", "```yaml\n" + yaml.safe_dump(groups, sort_keys=False) + "```", 0)
+    writer.add_text("config", "```yaml\n" + yaml.safe_dump(groups, sort_keys=False) + "```", step)
+    if step:  # TensorBoard takes one set of hparams a run: the first
+        return
     writer.add_custom_scalars(LAYOUT)
     flat = {
         f"{group}.{name}": value if isinstance(value, bool | int | float | str) else str(value)

@@ -121,11 +121,15 @@ class Evaluate(BetweenUpdates):
             "return": summary.returns.value,
             "length": summary.length.value,
         } | ({"cut": summary.cut} if summary.cut else {})
-        for key in line.keys() - {"timesteps"}:
-            if line[key] is not None:
-                self.model.logger.record(f"eval/{key}", line[key])
+        self._log(line)
         self._keep(line)
         return line
+
+    def _log(self, line: dict[str, Any]) -> None:
+        """Writes the figures at once: what is only recorded would be written with the steps of the next rollout."""
+        figures = {f"eval/{key}": value for key, value in line.items() if key != "timesteps" and value is not None}
+        for output in self.model.logger.output_formats:
+            output.write(figures, dict.fromkeys(figures, ()), self.model.num_timesteps)
 
     def _keep(self, line: dict[str, Any]) -> None:
         """Writes the agent, if it is the best, and then the line."""

@@ -132,3 +132,14 @@ def test_normalized_observations_are_drawn_as_the_agent_knows_them(tmp_path, mon
     back = normalized.unnormalize_obs(first)
     assert np.abs(back).max() <= 0.05 + 1e-6  # where CartPole starts
     assert np.abs(first).max() > 0.05
+
+
+def test_a_run_that_goes_on_writes_the_settings_it_goes_on_with(tmp_path):
+    folder = train(settings(tmp_path))
+    longer = settings(tmp_path)
+    longer.ppo.timesteps += 128
+    train(longer, folder)
+    told = events(folder).Tensors("config/text_summary")
+    texts = [one.tensor_proto.string_val[0].decode() for one in told]
+    steps = [yaml.safe_load(text.removeprefix("```yaml\n").removesuffix("```"))["ppo"]["timesteps"] for text in texts]
+    assert [(one.step, step) for one, step in zip(told, steps, strict=True)] == [(0, 256), (256, 384)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.logger import KVWriter, Logger
 
 import experiment.evaluating
 from experiment.callbacks import Checkpoint, EntropySchedule, MemoryFigures, ProgressBar
@@ -121,12 +121,26 @@ def test_a_line_that_a_killed_process_left_unfinished(tmp_path, scores):
     assert [line["timesteps"] for line in lines(tmp_path)] == [0, ROLLOUT]
 
 
-def test_evaluations_are_logged(tmp_path, scores):
-    scores(0.5, 0.5)
-    records = Records()
-    learn(quiet(make_model()), 2, evaluate_with(tmp_path), records)
-    logged = records.rollouts[1]
-    assert (logged["eval/success"], logged["eval/return"], logged["eval/length"]) == (0.5, 1, 7)
+class Written(KVWriter):
+    """Keeps what is written."""
+
+    def __init__(self):
+        self.evaluations = []
+
+    def write(self, key_values, key_excluded, step=0):
+        found = {key: value for key, value in key_values.items() if key.startswith("eval/")}
+        self.evaluations += [(step, found)] * bool(found)
+
+
+def test_evaluations_are_logged_with_their_own_steps(tmp_path, scores):
+    scores(0.5, 0.75)
+    written, model = Written(), make_model()
+    model.set_logger(Logger(None, [written]))
+    learn(model, 3, evaluate_with(tmp_path))
+    assert written.evaluations == [
+        (ROLLOUT, {"eval/success": 0.5, "eval/return": 1, "eval/length": 7}),
+        (2 * ROLLOUT, {"eval/success": 0.75, "eval/return": 1.5, "eval/length": 7}),
+    ]
 
 
 def test_without_success_the_return_decides(tmp_path, scores):
