@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fbrl.cores.compiled_arrays import Sizes, Tape, Weights, carve, room_for, tape_shapes, weight_shapes
+from fbrl.cores.compiled_arrays import Sizes, Tape, room_for, tape_shapes
 from fbrl.cores.compiled_forward import forward, start
 from fbrl.cores.compiled_products import are
 from fbrl.cores.compiled_scan import blocks_of, check, in_threads, packed, sizes_of
@@ -84,7 +84,7 @@ class CompiledActor(Actor):
         if self.kept is None or not self.kept.unchanged():
             weights = self.weights()
             self.sizes = sizes_of(core.n_heads, weights)
-            self.packed = Weights(*carve(packed(weights, self.sizes).numpy(), weight_shapes(self.sizes)))
+            self.packed, _ = packed(weights, self.sizes)
             self.kept = Kept(core)
         elif self.t == self.room:
             self.room = max(core.window, 32)

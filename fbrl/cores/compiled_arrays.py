@@ -43,7 +43,7 @@ class Sizes(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Packed, as ``product`` takes them; ``_t``: transposed, for the way forwards."""
+    """Those of a way: the matrices, from ``w_kv`` on, are packed, for the way forwards after they were transposed."""
 
     none: Array  # zeros, as many as any row has
     hidden: Array  # V times -inf, V times 0
@@ -53,22 +53,17 @@ class Weights(NamedTuple):
     r_t: Array  # (D/H, W)
     gain_m: Array  # (D+)
     bias_m: Array
-    w_kv: Array  # packed (2 D, D)
-    w_kv_t: Array  # packed (D, 2 D)
     gain_1: Array  # (L, D+)
     bias_1: Array
-    w_q: Array  # L times packed (D, D)
-    w_q_t: Array
-    w_o: Array
-    w_o_t: Array
     gain_2: Array
     bias_2: Array
-    w_1: Array  # L times packed (F, D)
-    w_1_t: Array
     b_1: Array  # (L, F+)
+    b_2: Array  # (L, D+)
+    w_kv: Array  # (2 D, D)
+    w_q: Array  # L times (D, D)
+    w_o: Array
+    w_1: Array  # L times (F, D)
     w_2: Array
-    w_2_t: Array
-    b_2: Array
 
 
 class Tape(NamedTuple):
@@ -132,19 +127,20 @@ def gradient_shapes(sizes: Sizes) -> list[tuple[int, ...]]:
     return [*shapes, (L, F, width), (L, padded(F)), (L, D, padded(F)), (L, width)]
 
 
-def weight_shapes(sizes: Sizes) -> list[tuple[int, ...]]:
-    """As ``Weights`` has them."""
-    (D, L, H, _, F), W = sizes, sizes.W
-    width, d_head = padded(D), D // H
+def vector_shapes(sizes: Sizes) -> list[tuple[int, ...]]:
+    """As ``Weights`` has those that are no matrices."""
+    (D, L, H, _, F), W, width = sizes, sizes.W, padded(sizes.D)
+    shapes = [(max(padded(2 * D), padded(F), W),), (2 * V,), (width,), (L + 1,), (W, padded(D // H)), (D // H, W)]
+    return [*shapes, *[(width,)] * 2, *[(L, width)] * 4, (L, padded(F)), (L, width)]
 
-    def packed(K: int, N: int) -> tuple[int, ...]:
-        return panels(N), K, P
 
-    norm, square = [(L, width), (L, width)], [(L, *packed(D, D))] * 2
-    narrow, wide = (L, *packed(F, D)), (L, *packed(D, F))
-    shapes: list[tuple[int, ...]] = [(max(padded(2 * D), padded(F), W),), (2 * V,), (width,), (L + 1,)]
-    shapes += [(W, padded(d_head)), (d_head, W), (width,), (width,), packed(2 * D, D), packed(D, 2 * D)]
-    return [*shapes, *norm, *square, *square, *norm, narrow, wide, (L, padded(F)), wide, narrow, (L, width)]
+def matrix_shapes(sizes: Sizes, forwards: bool) -> list[tuple[int, ...]]:
+    """As ``Weights`` has the matrices, for the way forwards or back."""
+    D, L, _, _, F = sizes
+    shapes = []
+    for O, N in ((2 * D, D), (D, D), (D, D), (F, D), (D, F)):
+        shapes.append((panels(O), N, P) if forwards else (panels(N), O, P))
+    return [shapes[0], *((L, *shape) for shape in shapes[1:])]
 
 
 def room_for(shapes: Sequence[tuple[int, ...]]) -> int:
@@ -162,8 +158,8 @@ def carve(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
     return found
 
 
-def fill(w: Weights, weights: Sequence[Any], sizes: Sizes) -> None:
-    """Packs the weights, given as ``group`` takes them, into room of zeros."""
+def fill(w: Weights, back: Weights, weights: Sequence[Any], sizes: Sizes) -> None:
+    """Packs the weights, given as ``group`` takes them, into room of zeros; both ways share what is no matrix."""
     D, unused = sizes.D, sizes.W - sizes.M
     shared, layers = group(weights)
     w.hidden[:V] = -np.inf
@@ -172,14 +168,14 @@ def fill(w: Weights, weights: Sequence[Any], sizes: Sizes) -> None:
     w.r[unused:, : shared.distance.shape[1]] = shared.distance[::-1]
     w.r_t[:, unused:] = shared.distance[::-1].T
     w.gain_m[:D], w.bias_m[:D] = shared.gain_m, shared.bias_m
-    pack(shared.w_k, 0, w.w_kv, w.w_kv_t)
-    pack(shared.w_v, D, w.w_kv, w.w_kv_t)
+    pack(shared.w_k, 0, back.w_kv, w.w_kv)
+    pack(shared.w_v, D, back.w_kv, w.w_kv)
     for l, layer in enumerate(layers):
         for name in ("gain_1", "bias_1", "gain_2", "bias_2", "b_1", "b_2"):
             given = getattr(layer, name)
             getattr(w, name)[l, : len(given)] = given
         for name in ("w_q", "w_o", "w_1", "w_2"):
-            pack(getattr(layer, name), 0, getattr(w, name)[l], getattr(w, f"{name}_t")[l])
+            pack(getattr(layer, name), 0, getattr(back, name)[l], getattr(w, name)[l])
 
 
 def gradients_of(g: Gradients, sizes: Sizes) -> list[Array]:

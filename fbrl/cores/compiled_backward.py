@@ -6,22 +6,21 @@ weights are added up every ``CHUNK`` steps, in one product each.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from fbrl.cores.compiled_arrays import CHUNK
+from fbrl.cores.compiled_attention import attend_backward, by_distance_backward, by_head, spread, spread_within
 from fbrl.cores.compiled_cache import cached
-from fbrl.cores.compiled_forward import copy_in, copy_out, weighted
+from fbrl.cores.compiled_forward import copy_in, copy_out
 from fbrl.cores.compiled_products import Array, add_product, padded, product, tiles
 from fbrl.cores.compiled_vectors import (
     INLINE,
     OPTIONS,
     V,
     address,
-    at,
     fma,
     load,
     splat,
@@ -45,6 +44,8 @@ class Chunk(NamedTuple):
     q: Array  # (L, C, b, E)
     s: Array  # (L, C, b, H, W): at the products of queries and keys
     kv: Array  # (C, b, 2 D+): at the keys and values that the steps wrote
+    q_heads: Array  # (b, L, C, H, D/H+): the queries, and o, head by head; empty where heads are whole vectors
+    o_heads: Array
 
 
 @njit(**INLINE)
@@ -67,65 +68,6 @@ def norm_backward(d_n, y, s, gain, bias, real, D, given, d_x, n, d_gain, d_bias)
         for e in range(0, width, V):
             d_y = load(d_n, row + e) * load(gain, e) - mean - load(y, row + e) * slope
             store(d_x, row + e, fma(d_y * load(real, e), s_i, load(given, row + e)))
-
-
-@njit(**INLINE)
-def attend_backward(d_o, k, v_t, a, w, t, n, d_s, d_q):
-    """From what the heads of one sequence read to the products d_s (H, W) and the queries d_q (E)."""
-    (H, W), (d_head, _), S, E = a.shape, w.r_t.shape, v_t.shape[1], k.shape[1]
-    first, scale = (W - n) // V * V, splat(a, a.dtype.type(1 / math.sqrt(d_head)))
-    for h in range(H):
-        sums = zeros(a)
-        for j in range(0, first, V):
-            store(d_s, h * W + j, zeros(a))
-        for j in range(first, W, V):
-            even, odd = zeros(a), zeros(a)
-            for d in range(h * d_head, (h + 1) * d_head):
-                even, odd = odd, fma(at(d_o, d), load(v_t, d * S + t + j), even)
-            d_a = even + odd
-            sums = fma(load(a, h * W + j), d_a, sums)
-            store(d_s, h * W + j, d_a)
-        mean = splat(a, total(sums))
-        for j in range(h * W + first, (h + 1) * W, V):
-            store(d_s, j, load(a, j) * (load(d_s, j) - mean) * scale)
-    for h in range(H):
-        d_s_h, R = address(d_s, h * W), w.r.shape[1]
-        for e in range(0, d_head, V):
-            by_key = weighted(d_s_h, address(k, t * E + h * d_head + e), E, first, W)
-            store(d_q, h * d_head + e, by_key + weighted(d_s_h, address(w.r, e), R, first, W))
-
-
-@njit(**INLINE)
-def by_head(x, t, i, d_head, heads):
-    """The rows x[:, t, i] of the layers, at least D wide, to heads (L, H, D/H+), where zeros fill every head up."""
-    L, H, width = heads.shape
-    for l in range(L):
-        for h in range(H):
-            for d in range(d_head):
-                heads[l, h, d] = x[l, t, i, h * d_head + d]
-            for d in range(d_head, width):
-                heads[l, h, d] = 0
-
-
-@njit(**INLINE)
-def spread(tape, chunk, t, z, i, d_head, q, d_o, d_k, d_v):
-    """What the layers of step t want of the keys and values (S, E) of sequence i; q and d_o: see ``by_head``."""
-    (L, C, b, H, W), R, width, E = chunk.s.shape, tape.q.shape[1], tape.q.shape[3], d_k.shape[1]
-    first = (W - tape.readable[t, i]) // V * V
-    q_0, d_o_0, head = address(tape.q[0, t, i], 0), address(chunk.o[0, z, i], 0), d_head
-    q_layer, d_o_layer = R * b * width, C * b * width
-    if d_head % V:  # a head's last vector would have numbers of the next one
-        by_head(tape.q, t, i, d_head, q)
-        by_head(chunk.o, z, i, d_head, d_o)
-        q_0, d_o_0, head = address(q, 0), address(d_o, 0), q.shape[2]
-        q_layer, d_o_layer = H * head, H * head
-    for h in range(H):
-        j, place = h * W + first, (t + first) * E + h * d_head
-        of_k, of_v = address(d_k, place), address(d_v, place)
-        d_s, a = address(chunk.s[0, z, i], j), address(tape.a[0, t, i], j)
-        q_h, d_o_h = address(q_0, h * head), address(d_o_0, h * head)
-        tiles(W - first, head, L, d_s, 1, C * b * H * W, q_h, 1, q_layer, of_k, E, of_k, E)
-        tiles(W - first, head, L, a, 1, R * b * H * W, d_o_h, 1, d_o_layer, of_v, E, of_v, E)
 
 
 @njit(**INLINE)
@@ -162,6 +104,7 @@ def layer_backward(l, t, z, D, tape, k, v_t, w, chunk, d_x, d_n, g):
     for i in range(x.shape[0]):
         a, d_s, n_i = tape.a[l, t, i], chunk.s[l, z, i], tape.readable[t, i]
         attend_backward(o[i], k[i], v_t[i], a, w, t, n_i, d_s, q[i])
+    by_distance_backward(chunk.s[l, z], w, q)
     product(q, w.w_q[l], w.none, d_n)
     y, s, n = tape.y_1[l, t], tape.s_1[l, t], chunk.n_1[l, z]
     norm_backward(d_n, y, s, w.gain_1[l], w.bias_1[l], w.real, D, h, d_x, n, g.gain_1[l], g.bias_1[l])
@@ -218,10 +161,11 @@ def add_scaled(scale, d, out):
 
 
 @njit(**INLINE)
-def new_chunk(tape, D, E):
+def new_chunk(tape, D, E, d_head):
     """Room for a chunk; of the last step's keys and values nobody wants anything."""
     (L, _, b, width), C, dtype = tape.x.shape, CHUNK, tape.x.dtype
     (H, W), F, rows = tape.a.shape[3:], tape.u.shape[3], (L, C, b, width)
+    heads = (b if d_head % V else 0, L, C, H, padded(d_head))
     return Chunk(
         np.empty(rows, dtype),
         np.empty(rows, dtype),
@@ -233,6 +177,8 @@ def new_chunk(tape, D, E):
         np.empty((L, C, b, E), dtype),
         np.empty((L, C, b, H, W), dtype),
         np.zeros((C, b, padded(2 * D)), dtype),
+        np.empty(heads, dtype),
+        np.empty(heads, dtype),
     )
 
 
@@ -270,16 +216,18 @@ def backward(first, M, out, d_out, d_memory, w, tape, g, d_x0):
         d_x0: filled in with the gradient at x^0, (B, T, D).
     """
     (T, D), (L, _, b, width), dtype = out.shape[1:], tape.x.shape, out.dtype
-    (H, W), (_, S, E), d_head = tape.a.shape[3:], tape.v.shape, w.r_t.shape[0]
-    chunk, (k, v_t) = new_chunk(tape, D, E), mirror(tape, D)
+    W, (_, S, E), d_head = tape.a.shape[4], tape.v.shape, w.r_t.shape[0]
+    chunk, (k, v_t) = new_chunk(tape, D, E, d_head), mirror(tape, D)
     d_k, d_v = np.zeros((b, S, E), dtype), np.zeros((b, S, E), dtype)
-    q, d_o = np.empty((L, H, padded(d_head)), dtype), np.empty((L, H, padded(d_head)), dtype)
     d_x, d_m = np.empty((b, width), dtype), np.empty((b, width), dtype)
     d_n, last = np.empty((b, width), dtype), np.empty((b, width), dtype)
     for t in range(T - 1, -1, -1):
         z = t % CHUNK
+        steps = min(CHUNK, T - (t - z))  # of the chunk
         copy_in(d_memory, first, t, D, d_m)
         if t + 1 < T:
+            for i in range(b):
+                spread_within(tape, chunk, t, z, steps, i, d_head, d_k[i], d_v[i])
             memory_backward(W + t, D, d_k, d_v, tape, w, d_m, d_n, chunk.kv[z], chunk.n_m[z], g)
         copy_in(out, first, t, D, last)
         add_mix(d_m, tape, t, last, g.mix)
@@ -289,10 +237,16 @@ def backward(first, M, out, d_out, d_memory, w, tape, g, d_x0):
             layer_backward(l, t, z, D, tape, k, v_t, w, chunk, d_x, d_n, g)
         add_scaled(w.mix[0], d_m, d_x)
         copy_out(d_x, first, t, D, d_x0)
-        for i in range(b):
-            spread(tape, chunk, t, z, i, d_head, q, d_o, d_k[i], d_v[i])
+        if d_head % V:
+            for i in range(b):
+                by_head(tape.q, t, z, i, d_head, chunk.q_heads[i])
+                by_head(chunk.o, z, z, i, d_head, chunk.o_heads[i])
         if z == 0:
-            add_weights(min(CHUNK, T - t), t, d_head, tape, chunk, g)
+            for i in range(b):
+                spread(tape, chunk, t, steps, i, d_head, d_k[i], d_v[i])
+            add_weights(steps, t, d_head, tape, chunk, g)
     for j in range(W - M, W):  # the initial slots
-        memory_backward(j, D, d_k, d_v, tape, w, d_m, d_n, chunk.kv[0], chunk.n_m[0], g)
-        add_product(b, chunk.kv[0], chunk.n_m[0], g.w_kv)
+        z = (j - (W - M)) % CHUNK
+        memory_backward(j, D, d_k, d_v, tape, w, d_m, d_n, chunk.kv[z], chunk.n_m[z], g)
+        if z == CHUNK - 1 or j == W - 1:
+            add_product((z + 1) * b, chunk.kv, chunk.n_m, g.w_kv)

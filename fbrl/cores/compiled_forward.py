@@ -10,19 +10,15 @@ import math
 import numpy as np
 from numba import njit
 
+from fbrl.cores.compiled_attention import attend, by_distance
 from fbrl.cores.compiled_cache import cached
 from fbrl.cores.compiled_products import padded, product
 from fbrl.cores.compiled_vectors import (
     INLINE,
     OPTIONS,
     V,
-    address,
-    at,
-    exp,
     fma,
-    highest,
     load,
-    maximum,
     splat,
     store,
     total,
@@ -53,76 +49,17 @@ def norm(x, gain, bias, real, D, y, n, s):
 
 
 @njit(**INLINE)
-def softmax(a, row, first, scale, hidden, n_hidden):
-    """Attention from the products (q . k_j + q . r_(t-j)) at ``row`` of a (H, W): over the slots and the null slot.
-
-    The slots before ``first`` and ``n_hidden`` more are not readable. ``hidden``: V times -inf, V times 0.
-    """
-    number, W = a.dtype.type, a.shape[1]
-    mask, scales = load(hidden, V - n_hidden), splat(a, scale)
-    top = zeros(a)  # the null slot's score
-    for j in range(first, W, V):
-        s = fma(load(a, row + j), scales, mask)
-        mask = zeros(a)
-        top = maximum(top, s)
-        store(a, row + j, s)
-    top = splat(a, highest(top))
-    sums = exp(zeros(a) - top, a) * splat(a, number(1 / V))  # the null slot's, in V parts
-    for j in range(first, W, V):
-        e = exp(load(a, row + j) - top, a)
-        sums = sums + e
-        store(a, row + j, e)
-    inverse = splat(a, number(1) / total(sums))
-    for j in range(0, first, V):
-        store(a, row + j, zeros(a))
-    for j in range(first, W, V):
-        store(a, row + j, load(a, row + j) * inverse)
-
-
-@njit(**INLINE)
-def attend(q, k_t, v, w, t, n, a, o):
-    """What the heads of one sequence read at step t, with n readable slots: o (E); a (H, W) is their attention."""
-    (H, W), (d_head, _), S, E = a.shape, w.r_t.shape, k_t.shape[1], v.shape[1]
-    first, scale = (W - n) // V * V, q.dtype.type(1 / math.sqrt(d_head))
-    for h in range(H):
-        for j in range(first, W, V):
-            by_key, by_distance = zeros(a), zeros(a)
-            for d in range(d_head):
-                q_d = at(q, h * d_head + d)
-                by_key = fma(q_d, load(k_t, (h * d_head + d) * S + t + j), by_key)
-                by_distance = fma(q_d, load(w.r_t, d * W + j), by_distance)
-            store(a, h * W + j, by_key + by_distance)
-    for h in range(H):
-        softmax(a, h * W, first, scale, w.hidden, W - n - first)
-    for h in range(H):
-        for e in range(h * d_head, (h + 1) * d_head, V):
-            store(o, e, weighted(address(a, h * W), address(v, t * E + e), E, first, W))
-
-
-@njit(**INLINE)
-def weighted(a, v, E, first, W):
-    """sum_j a_j v_j over first <= j < W, a multiple of 4: one vector of each row of v, which are E apart."""
-    o_0, o_1, o_2, o_3 = zeros(a), zeros(a), zeros(a), zeros(a)
-    for j in range(first, W, 4):
-        o_0 = fma(at(a, j), load(v, j * E), o_0)
-        o_1 = fma(at(a, j + 1), load(v, (j + 1) * E), o_1)
-        o_2 = fma(at(a, j + 2), load(v, (j + 2) * E), o_2)
-        o_3 = fma(at(a, j + 3), load(v, (j + 3) * E), o_3)
-    return (o_0 + o_1) + (o_2 + o_3)
-
-
-@njit(**INLINE)
 def feed_forward(h, w, l, n, D, y, s, u, x):
     """x = h + W2 relu(W1 LN2(h) + b1) + b2 of layer l, for rows (b, D+); h is written to."""
     norm(h, w.gain_2[l], w.bias_2[l], w.real, D, y, n, s)
-    product(n, w.w_1_t[l], w.b_1[l], u)
+    product(n, w.w_1[l], w.b_1[l], u)
     for e in range(0, u.size, V):
         store(u, e, where_positive(load(u, e), load(u, e)))
     width = h.shape[1]
     for i in range(h.shape[0]):
         for e in range(0, width, V):
             store(h, i * width + e, load(h, i * width + e) + load(w.b_2[l], e))
-    product(u, w.w_2_t[l], h, x)
+    product(u, w.w_2[l], h, x)
 
 
 @njit(**INLINE)
@@ -147,7 +84,7 @@ def copy_out(x, first, t, D, given):
 def project(m, row, slot, w, D, n, kv, tape):
     """Keys and values of memory vectors (b, D+), one a sequence, to a slot; their norms to a row of the tape."""
     norm(m, w.gain_m, w.bias_m, w.real, D, tape.y_m[row], n, tape.s_m[row])
-    product(n, w.w_kv_t, w.none, kv)
+    product(n, w.w_kv, w.none, kv)
     (b, _, S), E, width = tape.k_t.shape, tape.v.shape[2], kv.shape[1]
     for i in range(b):
         of_row, place = i * width, (i * S + slot) * E
@@ -216,11 +153,12 @@ def forward(first, done, M, x, length, episode_start, w, tape, out, memory):
         for l in range(L):
             x_l, x_next = tape.x[l, p], tape.x[l + 1, p] if l + 1 < L else last
             norm(x_l, w.gain_1[l], w.bias_1[l], w.real, D, tape.y_1[l, p], n, tape.s_1[l, p])
-            product(n, w.w_q_t[l], w.none, tape.q[l, p])
+            product(n, w.w_q[l], w.none, tape.q[l, p])
+            by_distance(tape.q[l, p], w, tape.a[l, p])
             for i in range(b):
                 a, o = tape.a[l, p, i], tape.o[l, p, i]
                 attend(tape.q[l, p, i], tape.k_t[i], tape.v[i], w, done + t, tape.readable[p, i], a, o)
-            product(tape.o[l, p], w.w_o_t[l], x_l, h)
+            product(tape.o[l, p], w.w_o[l], x_l, h)
             feed_forward(h, w, l, n, D, tape.y_2[l, p], tape.s_2[l, p], tape.u[l, p], x_next)
         write(w.mix, tape.x, p, last, m)
         copy_out(last, first, t, D, out)

@@ -8,6 +8,7 @@ gradients are added up depends on B alone: the result is the same to the last bi
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -27,15 +28,17 @@ from fbrl.cores.compiled_arrays import (
     fill,
     gradient_shapes,
     gradients_of,
+    matrix_shapes,
     room_for,
     tape_shapes,
-    weight_shapes,
+    vector_shapes,
 )
 from fbrl.cores.compiled_backward import backward
 from fbrl.cores.compiled_forward import forward, start
 from fbrl.cores.feedback_forward import group
 
 BLOCK = 16  # sequences at most: more do not make the products faster
+ROOM = 2**27  # bytes of freed tapes that are kept for the next, at most
 SHARES = 4  # gradients that are added up on their own, at most
 
 
@@ -88,13 +91,46 @@ def check_weights(weights: Sequence[Tensor], sizes: Sizes) -> None:
         check(**{f"weight {number}": (weight.shape, shape)})
 
 
-def packed(weights: Sequence[Tensor], sizes: Sizes) -> Tensor:
-    """The weights, as ``group`` takes them, in the layout of ``Weights``."""
+def packed(weights: Sequence[Tensor], sizes: Sizes) -> tuple[Weights, list[Tensor]]:
+    """The weights, as ``group`` takes them, for the way forwards; and what ``way_back`` takes."""
     check_weights(weights, sizes)
-    shapes = weight_shapes(sizes)
-    flat = weights[0].detach().new_zeros(room_for(shapes))
-    fill(Weights(*carve(flat.numpy(), shapes)), [weight.detach().numpy() for weight in weights], sizes)
-    return flat
+    shapes = [vector_shapes(sizes), matrix_shapes(sizes, forwards=True), matrix_shapes(sizes, forwards=False)]
+    vectors, matrices, back = (weights[0].detach().new_zeros(room_for(of_part)) for of_part in shapes)
+    w = Weights(*carve(vectors.numpy(), shapes[0]), *carve(matrices.numpy(), shapes[1]))
+    fill(w, way_back([vectors, back], sizes), [weight.detach().numpy() for weight in weights], sizes)
+    return w, [vectors, back]
+
+
+def way_back(flat: Sequence[Tensor], sizes: Sizes) -> Weights:
+    """The weights for the way back."""
+    vectors, matrices = (part.numpy() for part in flat)
+    return Weights(*carve(vectors, vector_shapes(sizes)), *carve(matrices, matrix_shapes(sizes, forwards=False)))
+
+
+rooms: dict[tuple[int, torch.dtype], list[Tensor]] = {}  # memory of freed tapes, by size; may be emptied at any time
+
+
+def room(size: int, dtype: torch.dtype) -> Tensor:
+    """A vector of whatever numbers, of memory that an earlier tape had where there is some.
+
+    The next tape is mostly as large as the last one. Memory that is new to the process has to be cleared by the
+    operating system first, which took up to a third of the scan's time.
+    """
+    try:
+        kept = rooms[size, dtype].pop()
+    except (KeyError, IndexError):
+        kept = torch.empty(size, dtype=dtype)
+    lent = kept.numpy()[:]  # freed with the last tensor that uses it
+    weakref.finalize(lent, _give_back, kept).atexit = False
+    return torch.from_numpy(lent)
+
+
+def _give_back(kept: Tensor) -> None:
+    if kept.nbytes > ROOM:
+        return
+    if kept.nbytes + sum(tensor.nbytes for of_size in list(rooms.values()) for tensor in of_size) > ROOM:
+        rooms.clear()
+    rooms.setdefault((len(kept), kept.dtype), []).append(kept)
 
 
 class _Recurrence(torch.autograd.Function):
@@ -113,13 +149,12 @@ class _Recurrence(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``compiled_scan``; ``saves``: whether a backward may follow."""
         (B, T, _), sizes = x.shape, sizes_of(heads, weights)
-        flat, blocks = packed(weights, sizes), blocks_of(B)
-        w = Weights(*carve(flat.numpy(), weight_shapes(sizes)))
+        (w, back), blocks = packed(weights, sizes), blocks_of(B)
         outputs, memory, length = torch.empty_like(x), torch.empty_like(x), length.clone()
         given = [tensor.detach().numpy() for tensor in (x, length, episode_start)]
         found, initial = [outputs.numpy(), memory.numpy()], slots.numpy()
         shapes = [tape_shapes(sizes, b, T, saves) for _, b in blocks]
-        tapes = [x.new_empty(room_for(of_block)) for of_block in shapes]
+        tapes = [room(room_for(of_block), x.dtype) for of_block in shapes]
         readable = [length.new_empty(T if saves else 1, b) for _, b in blocks]
 
         def run(i: int) -> None:
@@ -132,7 +167,7 @@ class _Recurrence(torch.autograd.Function):
         if saves:
             ctx.sizes = sizes
             ctx.set_materialize_grads(False)
-            ctx.save_for_backward(outputs, flat, *tapes, *readable)
+            ctx.save_for_backward(outputs, *back, *tapes, *readable)
         ctx.mark_non_differentiable(length)
         return outputs, memory, length
 
@@ -140,9 +175,9 @@ class _Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients at the arguments of ``forward``."""
-        outputs, flat, *saved = ctx.saved_tensors  # read once: torch.utils.checkpoint allows no more
+        outputs, vectors, matrices, *saved = ctx.saved_tensors  # read once: torch.utils.checkpoint allows no more
         (B, T, _), sizes = outputs.shape, ctx.sizes
-        blocks, w = blocks_of(B), Weights(*carve(flat.numpy(), weight_shapes(sizes)))
+        blocks, w = blocks_of(B), way_back([vectors, matrices], sizes)
         given = [torch.zeros_like(outputs) if d is None else d.contiguous() for d in d_results[:2]]
         d_x, shapes, n_shares = torch.empty_like(outputs), gradient_shapes(sizes), min(SHARES, len(blocks))
         shares = outputs.new_zeros(n_shares, room_for(shapes))
@@ -157,7 +192,9 @@ class _Recurrence(torch.autograd.Function):
                 backward(first, sizes.M, *arrays[:3], w, tape, g, arrays[3])
 
         in_threads(run, n_shares)
-        found = gradients_of(Gradients(*carve(shares.sum(dim=0).numpy(), shapes)), sizes)
+        for share in shares[1:]:
+            shares[0] += share
+        found = gradients_of(Gradients(*carve(shares[0].numpy(), shapes)), sizes)
         return None, None, d_x, None, None, None, *(torch.from_numpy(part.copy()) for part in found)
 
 

@@ -12,6 +12,7 @@ from benchmarks import drawing, report
 from benchmarks.speed import compiling, contenders, draw, export, forms, latency, operations, scan, stepping, throughput
 from benchmarks.speed.contenders import LONG, OURS, RIVAL, SHARED, SHORT
 from benchmarks.supervised import draw as supervised_draw
+from benchmarks.supervised import memories
 from experiment.settings import SettingsError
 from fbrl import MemoryPPO
 from fbrl.cores.feedback_scan import FastFeedbackTransformer
@@ -486,7 +487,7 @@ ROWS = {
         for task, sizes in (("absolute", [8]), ("cups", [1, 3]))
         for core in ("feedback", "gru")
         for things in sizes
-        for rate in (3e-3, 1e-3)
+        for rate in memories.RATES
     ],
 }
 

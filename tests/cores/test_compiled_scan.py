@@ -138,6 +138,57 @@ def test_what_was_kept_for_a_backward_is_given_back_after_it():
         loss.backward()
 
 
+@pytest.fixture
+def rooms(monkeypatch):
+    """No memory is kept yet."""
+    monkeypatch.setattr(compiled_scan, "rooms", {})
+    return compiled_scan.rooms
+
+
+def kept(rooms) -> list[int]:
+    return sorted(tensor.data_ptr() for of_size in rooms.values() for tensor in of_size)
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize(("steps", "window"), [(7, 5), (3, 16), (9, 33)])
+def test_the_next_tape_takes_the_memory_of_the_last_one_whatever_is_in_it(rooms, widths, steps, window):
+    core = FastFeedbackTransformer(n_layers=2, window=window, **WIDTHS[widths]).double()
+    case = make_case(19, steps, window, core.d_model)
+    first = outcome(core, case)
+    before = kept(rooms)
+    assert len(before) == 2, "a tape a block"
+    for tensor in (tensor for of_size in rooms.values() for tensor in of_size):
+        tensor.fill_(torch.nan)
+    second = outcome(core, case)
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+    assert kept(rooms) == before
+
+
+def test_a_tape_that_may_still_be_wanted_is_left_alone(rooms):
+    core = make_cores(5)[1]
+    x, memory, starts = make_case(3, 7, 5, core.d_model)
+    loss = core(x.requires_grad_(), memory, starts)[0].sin().sum()
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    assert not kept(rooms)
+    outcome(core, make_case(3, 7, 5, core.d_model))
+    assert len(kept(rooms)) == 1, "one of its own"
+    assert torch.equal(torch.autograd.grad(loss, x)[0], first)
+    del loss
+    assert len(kept(rooms)) == 2
+
+
+def test_no_more_memory_is_kept_than_a_bound(rooms, monkeypatch):
+    monkeypatch.setattr(compiled_scan, "ROOM", 800)
+    small = [compiled_scan.room(size, torch.float32) for size in (100, 125)]
+    del small[0]
+    assert [key for key, of_size in rooms.items() if of_size] == [(100, torch.float32)]
+    del small[0]
+    assert [key for key, of_size in rooms.items() if of_size] == [(125, torch.float32)], "the latest"
+    compiled_scan.room(101, torch.float64)
+    assert [key for key, of_size in rooms.items() if of_size] == [(125, torch.float32)], "the other is too large alone"
+    assert compiled_scan.room(100, torch.float64).dtype == torch.float64
+
+
 def test_not_a_number_reaches_the_loss():
     """Nothing hides that a training has gone wrong."""
     core = make_cores(5)[1]
