@@ -8,9 +8,9 @@
     python -m benchmarks.learning.tables                    # puts the tables into RESULTS.md
 
 The whole sequence is in reach of every core and back-propagated through. Networks have as many parameters within 10 %,
-as many updates, the same batches and the same learning rates to choose from: that of a core on a task is the one that
-does better at one of the task's sizes with the first seed, on held-out sequences that nothing is reported on. Longer
-runs, in a report of their own, take the rates that memories.json chose.
+as many updates, the same batches and the same learning rates to choose from: that of a core on a task of a size is the
+one that does best with the first seed, on held-out sequences that nothing is reported on. Longer runs, in a report of
+their own, take the rates that memories.json chose.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ TITLES = {
     "relative": "pairs, also copied and swapped",
     "cups": "balls under 5 swapped cups",
 }
-RATES_AT = {"absolute": 8, "relative": 8, "cups": 3}  # things
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
 SIZES: dict[str, int] = {"d_model": 64, "n_layers": 2, "n_heads": 4}
@@ -120,32 +119,29 @@ def of(rows: Iterable[Row], **values: Any) -> list[Row]:
     return sorted((row for row in rows if values.items() <= row.items()), key=lambda row: int(row["seed"]))
 
 
-def better_rate(rows: Iterable[Row], task: str, core: str) -> float | None:
-    """The learning rate of a core on a task; ``None`` as long as one of them was not tried."""
-    tried = of(rows, task=task, core=core, seed=SEEDS[0], things=RATES_AT[task])
+def best_rate(rows: Iterable[Row], task: str, things: int, core: str) -> float | None:
+    """The learning rate of a core on a task of a size; ``None`` as long as one of them was not tried."""
+    tried = of(rows, task=task, things=things, core=core, seed=SEEDS[0])
     found = {row["learning_rate"]: float(row["accuracy_to_choose_by"]) for row in tried}
     return max(RATES, key=lambda rate: found[rate]) if found.keys() >= set(RATES) else None
 
 
 def run(options: argparse.Namespace) -> None:
-    """Trains what the report does not hold yet: each rate where rates are chosen, then seed after seed."""
+    """Trains what the report does not hold yet: every rate with the first seed, then the best with seed after seed."""
     torch.set_num_threads(1)
+    cases = [(name, task, core) for name in options.task for task in TASKS[name] for core in options.core]
+    cases = [case for case in cases if not options.things or size_of(case[1]) in options.things]
     if options.learning_rate is None and options.rates is None:
-        for name in options.task:
-            task = next(task for task in TASKS[name] if size_of(task) == RATES_AT[name])
-            for core in options.core:
-                for rate in RATES:
-                    run_one(options, name, task, core, rate, SEEDS[0])
+        for case in cases:
+            for rate in RATES:
+                run_one(options, *case, rate, SEEDS[0])
     for seed in options.seed:
-        for name in options.task:
-            for task in TASKS[name]:
-                if options.things and size_of(task) not in options.things:
-                    continue
-                for core in options.core:
-                    best = options.learning_rate or better_rate(finished(options.rates or options.json), name, core)
-                    if best is None:
-                        raise SettingsError(f"--rates {options.rates}: not all rates of {core} on {name} were tried")
-                    run_one(options, name, task, core, best, seed)
+        for name, task, core in cases:
+            chosen_in = finished(options.rates or options.json)
+            best = options.learning_rate or best_rate(chosen_in, name, size_of(task), core)
+            if best is None:
+                raise SettingsError(f"--rates {options.rates}: not all rates of {core} on {name} were tried")
+            run_one(options, name, task, core, best, seed)
 
 
 def run_one(options: argparse.Namespace, name: str, task: Task, core: str, rate: float, seed: int) -> None:
@@ -162,12 +158,12 @@ def run_one(options: argparse.Namespace, name: str, task: Task, core: str, rate:
 
 
 def chosen(rows: Sequence[Row]) -> dict[tuple[str, int, str], list[Row]]:
-    """The runs that are reported, by task, things and core: those with the better learning rate."""
+    """The runs that are reported, by task, things and core: those with the best learning rate."""
     found = {}
     for name, tasks in TASKS.items():
         for things in map(size_of, tasks):
             for core in DIFFERENT:
-                rate = better_rate(rows, name, core)
+                rate = best_rate(rows, name, things, core)
                 found[name, things, core] = of(rows, task=name, things=things, core=core, learning_rate=rate)
     return {key: cell for key, cell in found.items() if cell}
 
@@ -206,11 +202,11 @@ def longer(path: Path = LONGER) -> str:
 
 
 def rates(path: Path = RESULT) -> str:
-    """What the learning rates gave where they were chosen, and which was, in Markdown."""
+    """What the learning rates gave with the first seed, and which was taken, in Markdown."""
     rows, lines = finished(path), [["task", "things", "core", "parameters", *(f"{rate:g}" for rate in RATES), "taken"]]
-    for name, things in RATES_AT.items():
+    for name, things in ((name, size_of(task)) for name, tasks in TASKS.items() for task in tasks):
         for core in DIFFERENT:
-            if (best := better_rate(rows, name, core)) is not None:
+            if (best := best_rate(rows, name, things, core)) is not None:
                 tried = of(rows, task=name, things=things, core=core, seed=SEEDS[0])
                 at = {row["learning_rate"]: f"{row['accuracy_to_choose_by']:.3f}" for row in tried}
                 values = [f"{tried[0]['parameters']:,}", *(at[rate] for rate in RATES), f"{best:g}"]
@@ -239,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--core", choices=list(DIFFERENT), nargs="+", default=list(DIFFERENT)[:4])
     parser.add_argument("--seed", type=int, choices=SEEDS, nargs="+", default=list(SEEDS))
     parser.add_argument("--things", type=int, nargs="+", help="sizes (default: all of a task)")
-    parser.add_argument("--learning-rate", type=float, help="in the place of the better one of those that are tried")
+    parser.add_argument("--learning-rate", type=float, help="in the place of the best one of those that are tried")
     parser.add_argument("--rates", type=Path, help="a report of this script: take the rates that it chose")
     parser.add_argument("--updates", type=int, default=UPDATES, help=f"of every run (default: {UPDATES})")
     parser.add_argument("--sequences", type=int, default=1000, help="held-out ones (default: 1000)")

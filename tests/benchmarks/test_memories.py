@@ -168,7 +168,6 @@ def test_cores_have_as_many_parameters_and_see_everything(name):
 def tiny(monkeypatch):
     """One small task of two sizes, with two seeds."""
     monkeypatch.setattr(memories, "TASKS", {"cups": (Cups(3, 1, 2), Cups(3, 2, 2))})
-    monkeypatch.setattr(memories, "RATES_AT", {"cups": 2})
     monkeypatch.setattr(memories, "SEEDS", (0, 1))
 
 
@@ -195,11 +194,10 @@ def test_report_and_no_run_twice(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(memories, "conditions", lambda threads: {"threads": threads, "commit": "a1b2"})
     memories.main(command(file))
     rows = json.loads(file.read_text())["rows"]
-    better = memories.better_rate(rows, "cups", "gru")
+    best = [memories.best_rate(rows, "cups", things, "gru") for things in (1, 2)]
     trained = [(row["things"], row["learning_rate"], row["seed"]) for row in rows]
-    tried = len(memories.RATES)
-    assert trained[:tried] == [(2, rate, 0) for rate in memories.RATES]
-    assert trained[tried:] == [(1, better, 0), (1, better, 1), (2, better, 1)]
+    assert trained[:-2] == [(things, rate, 0) for things in (1, 2) for rate in memories.RATES]
+    assert trained[-2:] == [(1, best[0], 1), (2, best[1], 1)]
     assert rows[0]["asked_by_change"] == [19, 19, 19]
     assert rows[0]["accuracy"]["value"] == pytest.approx(sum(rows[0]["right_by_change"]) / 57)
     assert rows[0]["baselines"]["without memory"] == 1 / 3
@@ -252,7 +250,7 @@ def rows_of(core, rates, accuracies):
     for things, of_size in zip((1, 2), accuracies, strict=True):
         for seed, accuracy in enumerate(of_size):
             rows.append((things, max(rates, key=rates.get), seed, accuracy))
-    rows += [(2, rate, 0, 0.0) for rate in rates if rate != max(rates, key=rates.get)]
+        rows += [(things, rate, 0, 0.0) for rate in rates if rate != max(rates, key=rates.get)]
     return [
         {"task": "cups", "things": things, "core": core, "learning_rate": rate, "seed": seed, "parameters": 1234}
         | {"accuracy": {"value": accuracy}, "accuracy_to_choose_by": rates[rate]}
@@ -277,6 +275,8 @@ def test_tables(tiny, tmp_path):
     assert memories.rates(file).splitlines() == [
         "| task | things | core | parameters | 0.001 | 0.003 | 0.01 | 0.03 | taken |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| {title} | 1 | feedback | 1,234 | 0.250 | 0.500 | 0.250 | 0.000 | 0.003 |",
+        f"| {title} | 1 | gru | 1,234 | 0.750 | 0.500 | 0.250 | 0.000 | 0.001 |",
         f"| {title} | 2 | feedback | 1,234 | 0.250 | 0.500 | 0.250 | 0.000 | 0.003 |",
         f"| {title} | 2 | gru | 1,234 | 0.750 | 0.500 | 0.250 | 0.000 | 0.001 |",
     ]
