@@ -75,7 +75,8 @@ class Gate(nn.Module):
         """x, y (..., D) -> (1 - z) x + z tanh(Wg y + Ug (r x)), after a relu on y."""
         (w_r, w_z, w_g), (u_r, u_z) = self.w(F.relu(y)).chunk(3, dim=-1), self.u(x).chunk(2, dim=-1)
         r, z = torch.sigmoid(w_r + u_r), torch.sigmoid(w_z + u_z - self.b_g)
-        return torch.lerp(x, torch.tanh(w_g + self.u_g(r * x)), z)
+        step = torch.tanh(w_g + self.u_g(r * x))
+        return torch.lerp(x, step.to(x), z.to(x))  # under autocast they are less precise, which lerp does not take
 
 
 class TransformerXLLayer(nn.Module):
