@@ -77,13 +77,13 @@ def diagnose(
     probed = [_probe(recorded, label) for label in labels or (None,)]
     after = _contaminate(agent, env, recorded, how.seed)
     core = getattr(agent.policy, "actor_core", None)
+    remembers = isinstance(agent.policy, MemoryPolicy)
     first = "no step" if isinstance(core, FeedbackTransformer) else "the step itself"
     findings = [
         need(summaries, recorded),
         *performance(summaries),
         *_not_tampered(agent),
-        *reading(by_age, first),
-        writing(recorded),
+        *([*reading(by_age, first), writing(recorded)] if remembers else []),
         *map(probing, probed),
         contaminating(after, getattr(core, "window", None)),
     ]

@@ -165,7 +165,8 @@ def check_same(folder: Path, settings: Settings, space: Space) -> None:
                 raise SettingsError(f"{folder}: this study was begun with {differs}; another run.name begins a new one")
     if said["space"] != json.loads(json.dumps(space)):
         names = [name for name in {**said["space"], **space} if said["space"].get(name) != space.get(name)]
-        differs = f"{names[0]} {shown(said['space'].get(names[0]))}, got {shown(space.get(names[0]))}"
+        was, now = (shown(of[names[0]]) if names[0] in of else "not at all" for of in (said["space"], space))
+        differs = f"{names[0]} {was}, got {now}"
         raise SettingsError(f"{folder}: this study searches {differs}; another run.name begins a new one")
 
 

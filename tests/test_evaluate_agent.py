@@ -276,7 +276,7 @@ def test_diagnosis_of_what_keeps_no_steps(run, copy, tmp_path, core):
     make_model(settings, make_envs(env, 0, 4)).save(copy / "last.zip")
     code, out, err = run(copy, "--episodes=8", f"--diagnose={tmp_path / 'diagnosis'}")
     assert (code, err) == (0, "")
-    assert "How old what is read is cannot be told" in out
+    assert ("How old what is read is cannot be told" in out) == ("What the layers write" in out) == (core != "none")
     if core == "none":
         assert "This agent has no memory" in out
         assert "No linear probe: the agent has no memory." in out

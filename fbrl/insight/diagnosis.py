@@ -99,7 +99,7 @@ def _emptied(emptied: Summary, whole: Summary) -> Finding:
         "emptied",
         f"{told} The agent does about as well without its memory.",
         "either this task needs none (train the memoryless control, run.control: true: if it does as well, use it) or "
-        "the agent has not yet learned to use it (look at TensorBoard's memory/ figures; train longer, explore more)",
+        "the agent has not yet learned to use it (train longer, explore more)",
         figures(emptied),
     )
 
@@ -251,8 +251,9 @@ def contaminating(after: Floats | None, window: int | None) -> Finding:
     if after is None or not len(after):
         return Finding("contamination", "No odd observation was shown: there is no memory that would keep it.")
     mean = after[:, 0]
-    told = ", ".join(f"{k}: {max(mean[k - 1], 0.0):.2f}" for k in (1, 2, 4, 8, 16, 32, 64) if k <= len(mean))
-    says = f"After one observation that is noise, the policy is off by so many nats so many steps later ({told})."
+    shown = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= len(mean)]
+    told = ", ".join(f"{max(mean[k - 1], 0.0):.2f} after {_plural(k, 'step')}" for k in shown)
+    says = f"One observation that is noise moves the policy; in nats: {told}."
     late = after[len(mean) // 2 :]
     tail = float(np.average(late[:, 0], weights=late[:, 2]))  # few cases are that late
     numbers = {"mean": mean.round(5).tolist(), "ninth_decile": after[:, 1].round(5).tolist(), "tail": tail}

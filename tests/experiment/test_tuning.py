@@ -453,7 +453,7 @@ def test_a_run_that_had_finished_before_its_trial_was_told_is_not_trained_again(
         ({"seed": 7}, SPACE, "this study was begun with run.seed 0, got 7; another run.name begins a new one"),
         ({"eval_every": 32}, SPACE, "this study was begun with run.eval_every 64, got 32"),
         ({}, {"core.d_model": [6, 10]}, "this study searches ppo.learning_rate {'low': 0.0001"),
-        ({}, SPACE | {"ppo.gamma": [0.9, 0.99]}, "this study searches ppo.gamma null, got [0.9, 0.99]"),
+        ({}, SPACE | {"ppo.gamma": [0.9, 0.99]}, "this study searches ppo.gamma not at all, got [0.9, 0.99]"),
     ],
 )
 def test_another_configuration_or_space_than_the_studys_is_refused(tmp_path, change, space, message):

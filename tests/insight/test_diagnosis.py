@@ -144,4 +144,4 @@ def test_what_an_odd_observation_does(mean, words):
 
 def test_a_rounding_below_zero_is_zero():
     after = np.array([[-1e-9, 0.0, 3.0]] * 2)
-    assert "(1: 0.00, 2: 0.00)" in contaminating(after, None).says
+    assert "in nats: 0.00 after 1 step, 0.00 after 2 steps." in contaminating(after, None).says
