@@ -1,6 +1,7 @@
 """Training, end to end: environment steps a second of MemoryPPO beside sb3-contrib's RecurrentPPO.
 
-    python -m benchmarks.speed.throughput [--quick] [--device cuda] [--repeats 5] [--engine envpool] [--json FILE]
+    python -m benchmarks.speed.throughput [--quick] [--device cuda] [--repeats 5] [--engine envpool] [--width 64]
+        [--json FILE]
 
 ``contenders.py`` says how the two are made alike. Every measurement is a fresh process, which makes the agent,
 learns from two rollouts to warm up, and times the ``--rollouts`` rollouts and updates that follow; the contenders take
@@ -197,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rollouts", type=int, default=2, help="that a measurement times (default: 2)")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # a job: measure in this process
     parser.add_argument("--engine", choices=get_args(Engine), default="minigrid", help="that steps the environments")
+    parser.add_argument("--width", type=int, choices=[size.D for size in SIZES], help="D: of this size only")
     add_device(parser)
     options = parse(parser, arguments)
     if options.one:
@@ -211,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(*columns, sep="\t")
     rows = []
     setups = [setup for setup in setups if setup.task == LONG or options.engine == "minigrid"]
+    setups = [setup for setup in setups if options.width in (None, setup.size.D)]
     for setup in [setup._replace(engine=options.engine, device=options.device) for setup in setups]:
         check_first_ratio(make_agent(OURS, settings_of(*setup)))
         functions = {contender: partial(measure, contender, setup, rollouts) for contender in contenders}
