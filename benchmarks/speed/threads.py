@@ -4,8 +4,9 @@
 
 Threads share the kernels; what is outside of them (packing the weights, torch's own operations, autograd) is done by
 one. torch's threads wait by spinning, unless ``OMP_WAIT_POLICY=passive`` stands in the environment before torch is
-imported, and then take the second processor from the kernels. Of both ways of waiting, measured in turns in processes
-of their own, by the medians over the laps:
+imported, and then take the second processor from the kernels. Of both ways of waiting, and of ``brief``, the scripts'
+own, which spins a little (``GOMP_SPINCOUNT=2000``), measured in turns in processes of their own, by the medians over
+the laps, of which one number of threads makes several before the other takes its turn:
 
 - ``two_over_one``: forward and backward, the time with one thread over that with two;
 - ``kernels_two_over_one``: the same of the kernels alone;
@@ -32,8 +33,13 @@ from benchmarks.speed.forms import Size, make_case, make_cores
 from fbrl.cores import compiled_scan
 
 SIZES = [Size(64, 2, 4, 32, 32, 32), Size(128, 2, 4, 64, 32, 64)]
-POLICIES = ("active", "passive")
+POLICIES = {
+    "active": {"OMP_WAIT_POLICY": "active"},
+    "passive": {"OMP_WAIT_POLICY": "passive"},
+    "brief": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"},
+}
 ROUNDS = 3
+IN_A_ROW = 5  # laps of one number of threads; before them one that makes the threads
 COLUMNS = ["wait_policy", "two_over_one", "kernels_two_over_one", "outside", "least_two_over_one"]
 
 
@@ -49,21 +55,23 @@ def laps(size: Size, repeats: int) -> dict[str, list[list[float]]]:
 
     compiled_scan.in_threads = timed
     found: dict[str, list[list[float]]] = {"1": [], "2": []}
-    for lap in range(repeats + 2):
+    for turn in range(1 + -(-repeats // IN_A_ROW)):  # the first to warm up
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            kernels[0] = 0.0
-            start = time.perf_counter()
-            core(*case)[0].square().mean().backward()
-            if lap >= 2:  # two to warm up
-                found[str(threads)].append([time.perf_counter() - start, kernels[0]])
+            for lap in range(1 + IN_A_ROW):
+                kernels[0] = 0.0
+                start = time.perf_counter()
+                core(*case)[0].square().mean().backward()
+                if turn and lap:
+                    found[str(threads)].append([time.perf_counter() - start, kernels[0]])
     return found
 
 
 def measure(policy: str, size: Size, repeats: int) -> dict[str, list[list[float]]]:
     """``laps`` in a process of its own, whose threads wait in this way."""
     command = [sys.executable, "-m", "benchmarks.speed.threads", "--one", json.dumps([list(size), repeats])]
-    environment = os.environ | {"OMP_WAIT_POLICY": policy, "OMP_NUM_THREADS": "2"}
+    environment = {name: value for name, value in os.environ.items() if name not in POLICIES["brief"]}
+    environment |= POLICIES[policy] | {"OMP_NUM_THREADS": "2"}
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if found.returncode:
         raise SystemExit(found.stderr.splitlines()[-1])

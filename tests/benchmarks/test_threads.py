@@ -1,6 +1,7 @@
 """What a second thread gains the compiled scan: the rows of the script, and how the scripts wait."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -24,12 +25,23 @@ def test_a_row_of_laps_by_hand():
 
 @pytest.mark.slow
 def test_laps_in_a_process_that_waits_as_it_is_told():
-    found = threads.measure("passive", SIZE, 3)
-    assert [len(found[n]) for n in "12"] == [3, 3]
+    found = threads.measure("brief", SIZE, 6)
+    assert [len(found[n]) for n in "12"] == [10, 10]
     assert all(0 < kernels < whole for n in "12" for whole, kernels in found[n])
 
 
-def test_the_scripts_do_not_wait_by_spinning():
-    code = "import sys, os, json; import train_agent; print(json.dumps(os.environ['OMP_WAIT_POLICY']))"
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ["passive", "2000"]),
+        ({"GOMP_SPINCOUNT": "5"}, ["passive", "5"]),
+        ({"OMP_WAIT_POLICY": "active"}, ["active", None]),
+    ],
+)
+def test_the_scripts_do_not_wait_by_spinning_for_long(given, expected):
+    names = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"]
+    code = f"import os, json, train_agent; print(json.dumps([os.environ.get(name) for name in {names}]))"
+    environment = {name: value for name, value in os.environ.items() if name not in threads.POLICIES["brief"]} | given
     command = [sys.executable, "-c", code]
-    assert json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout) == "passive"
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert json.loads(found) == expected
