@@ -147,7 +147,7 @@ def rows_of(x, t, i, heads):
     """Where x[:, t:, i] of the layers begins, and the distances of two steps and of two layers there.
 
     It is read from ``heads``, which ``by_head`` filled, where there are such: a head's last vector would have numbers
-    of the next one.
+    of the next one. Two heads lie D/H+ apart either way.
     """
     if heads.size > 0:
         _, L, C, H, width = heads.shape
@@ -165,14 +165,13 @@ def spread(tape, chunk, t, steps, i, d_head, d_k, d_v):
     (L, _, b, H, W), E, wide = chunk.s.shape, d_k.shape[1], padded(d_head)
     q, q_step, q_layer = rows_of(tape.q, t, i, chunk.q_heads)
     d_o, o_step, o_layer = rows_of(chunk.o, 0, i, chunk.o_heads)
-    apart = wide if chunk.q_heads.size > 0 else d_head  # of two heads
     first = W
     for z in range(steps):
         first = min(first, z + (W - tape.readable[t + z, i]) // V * V)
     for h in range(H):
         for l in range(L):
             d_s, a = address(chunk.s[l, 0, i, h], 0), address(tape.a[l, t, i, h], 0)
-            q_h, d_o_h = address(q, l * q_layer + h * apart), address(d_o, l * o_layer + h * apart)
+            q_h, d_o_h = address(q, l * q_layer + h * wide), address(d_o, l * o_layer + h * wide)
             j = first
             while j < W:  # one by one as long as j is in the windows of the first j + 1 steps only
                 rows, K = (1, j + 1) if j < steps - 1 else (W - j, steps)
@@ -188,7 +187,6 @@ def spread_within(tape, chunk, t, z, steps, i, d_head, d_k, d_v):
     (L, _, b, H, W), E, wide = chunk.s.shape, d_k.shape[1], padded(d_head)
     q, q_step, q_layer = rows_of(tape.q, t - z, i, chunk.q_heads)
     d_o, o_step, o_layer = rows_of(chunk.o, 0, i, chunk.o_heads)
-    apart = wide if chunk.q_heads.size > 0 else d_head
     for h in range(H):
         for e in range(0, wide, V):
             place = (W + t) * E + h * d_head + e
@@ -197,7 +195,7 @@ def spread_within(tape, chunk, t, z, steps, i, d_head, d_k, d_v):
                 for later in range(z + 1, steps):
                     j = ((later * b + i) * H + h) * W + W - (later - z)
                     d_s, a = at(chunk.s[l], j), at(tape.a[l, t - z], j)
-                    of_k = fma(d_s, load(q, l * q_layer + later * q_step + h * apart + e), of_k)
-                    of_v = fma(a, load(d_o, l * o_layer + later * o_step + h * apart + e), of_v)
+                    of_k = fma(d_s, load(q, l * q_layer + later * q_step + h * wide + e), of_k)
+                    of_v = fma(a, load(d_o, l * o_layer + later * o_step + h * wide + e), of_v)
             store(d_k, place, of_k)
             store(d_v, place, of_v)

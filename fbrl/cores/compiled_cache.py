@@ -21,14 +21,8 @@ from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 
 FOLDER = "FBRL_CACHE"  # the environment variable that says where; by default ~/.cache/fbrl
-KERNELS = (
-    "vectors",
-    "products",
-    "arrays",
-    "attention",
-    "forward",
-    "backward",
-)  # the modules that the kernels are made of
+# the modules that the kernels are made of
+KERNELS = ("vectors", "products", "arrays", "attention", "forward", "backward")
 SOURCES = [Path(__file__).with_name(f"compiled_{name}.py") for name in KERNELS]
 _told: set[str] = set()
 

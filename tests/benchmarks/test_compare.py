@@ -370,8 +370,8 @@ def test_all_tasks_together_where_each_has_as_many_seeds(tiny):
     assert not any(row.startswith("| all") for row in tables.table(suite, results).splitlines())
     results.append(result("feedback", 5, 1.0, task="hall"))
     (row,) = [row for row in tables.table(suite, results).splitlines() if row.startswith("| all")]
-    middle_two = "1.00 ["  # of 0.5, 1, 1, 1
-    assert row.startswith(f"| all | feedback |  | 2 of each task | 0.88 [0.75, 1.00] | {middle_two}")
+    # the middle two of 0.5, 1, 1, 1 have a mean of 1
+    assert row.startswith("| all | feedback |  | 2 of each task | 0.88 [0.75, 1.00] | 1.00 [")
 
 
 def test_a_task_that_reports_no_success_is_compared_by_its_return(tiny):
